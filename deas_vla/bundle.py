@@ -1,0 +1,158 @@
+"""What a run leaves behind and a robot loads.
+
+``config.json`` (how the guided policy is run), ``policy/`` (PEFT's adapter files, the dataset's
+statistics), ``critic/`` (config, weights, normalisation), ``README.md`` (model card) and, written
+last, ``bundle.json``: provenance and the SHA-256 of every other file, by which a half-written
+bundle is told from a whole one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from deas_vla.errors import DeasError
+from deas_vla.guidance.guided import ValueGuidedPolicy
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+_PARTS = ("config.json", "policy", "critic", "README.md")
+
+
+def write_bundle(
+    policy: ValueGuidedPolicy, directory: str | Path, provenance: dict[str, Any]
+) -> Path:
+    """Write or replace the bundle in ``directory``; other files there stay.
+
+    Everything is written beside and then renamed, the manifest last.
+
+    Args:
+        policy: With its critic, if it has one.
+        directory: The bundle's directory.
+        provenance: Resolved config, data, seeds and versions; goes into ``bundle.json``.
+
+    Raises:
+        DeasError: The place cannot be written.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".bundle.") as beside:
+            new = Path(beside)
+            policy.save_pretrained(new)
+            (new / "README.md").write_text(_model_card(policy, provenance), encoding="utf-8")
+            manifest = {"format_version": FORMAT_VERSION, **provenance, "files": _digests(new)}
+            (new / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            (directory / MANIFEST).unlink(missing_ok=True)
+            for part in _PARTS:
+                _replace(new / part, directory / part)
+            os.replace(new / MANIFEST, directory / MANIFEST)
+    except OSError as error:
+        raise DeasError(
+            f"output directory {directory} cannot be written ({error.strerror or error}): "
+            "choose another with --output_dir or free its disk"
+        ) from error
+    return directory
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """``bundle.json``, after checking that every file it lists is there and unchanged.
+
+    Raises:
+        DeasError: No bundle, half of one, or one of another format.
+    """
+    directory = Path(directory)
+    file = directory / MANIFEST
+    if not file.is_file():
+        what = "is half-written" if any((directory / p).exists() for p in _PARTS) else "is no bundle"
+        raise DeasError(
+            f"bundle {directory} {what} (no {MANIFEST}): run recipes/finetune_groot.py "
+            f"--output_dir={directory} to the end"
+        )
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise DeasError(
+            f"bundle {directory} has format_version {manifest.get('format_version')}, this version "
+            f"reads {FORMAT_VERSION}: write it again"
+        )
+    for name, digest in manifest["files"].items():
+        path = directory / name
+        if not path.is_file() or _sha256(path) != digest:
+            state = "altered" if path.is_file() else "missing"
+            raise DeasError(
+                f"bundle {directory} is half-written: {name} is {state}; run the recipe again"
+            )
+    return manifest
+
+
+def open_bundle(directory: str | Path, *, device: str = "cpu") -> ValueGuidedPolicy:
+    """Load the value-guided policy of a whole bundle.
+
+    Raises:
+        DeasError: As `read_manifest`, or a base checkpoint that is not there.
+    """
+    read_manifest(directory)
+    return ValueGuidedPolicy.from_pretrained(directory, device=device)
+
+
+def _replace(new: Path, place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+    if new.exists():
+        os.replace(new, place)
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _model_card(policy: ValueGuidedPolicy, provenance: dict[str, Any]) -> str:
+    config, critic = policy.config, policy.critic
+    data = provenance.get("data", {})
+    if critic is None:
+        value = "No critic: this bundle runs the finetuned policy itself."
+    else:
+        value = (
+            f"Critic: `{critic.config.algorithm}` on chunks of {critic.config.horizon} steps, "
+            f"{critic.config.bins} bins over [{critic.config.v_min:.3g}, {critic.config.v_max:.3g}], "
+            f"expectile {critic.config.expectile}, discounts {critic.config.g1} and "
+            f"{critic.config.g2}, on `{config.pooling.kind}` features."
+        )
+    hub_id = config.vla.path if not Path(config.vla.path).exists() else None
+    front = ["---", "library_name: lerobot", "pipeline_tag: robotics", "license: apache-2.0"]
+    front += [f"base_model: {hub_id}"] if hub_id else []
+    front += ["tags: [robotics, lerobot, vla, gr00t, offline-rl, deas]", "---"]
+    body = f"""
+# Value-guided GR00T policy
+
+LoRA adapter and value critic for `{config.vla.path}`, embodiment `{config.vla.embodiment}`, made by
+deas_vla from dataset `{data.get("repo_id")}` ({data.get("episodes")} episodes, of which
+{data.get("successful_episodes")} successful).
+
+{value}
+
+At each decision {config.candidates} chunks are sampled from the flow-matching head; the one with
+the highest value is executed for {config.n_action_steps} steps.
+
+```python
+from deas_vla.bundle import open_bundle
+
+policy = open_bundle("path/to/this/directory")
+action_chunk = policy.predict_action_chunk(observation)  # (B, {config.n_action_steps}, A)
+```
+
+The adapter loads with PEFT alone: `peft.PeftModel.from_pretrained(groot_model, ".../policy")`.
+`bundle.json` holds the full configuration, seeds, versions and git revision of the run.
+"""
+    return "\n".join(front) + "\n" + body

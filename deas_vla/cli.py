@@ -1,0 +1,49 @@
+"""How a script reads its flags and reports a mistake: one line, exit status 2."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import draccus
+from draccus.utils import DraccusException
+
+from deas_vla.errors import DeasError
+
+Config = TypeVar("Config")
+
+
+def parse(config_class: type[Config], arguments: list[str] | None = None) -> Config:
+    """Read flags and ``--config_path`` YAML into a dataclass.
+
+    Raises:
+        DeasError: An unknown or malformed flag or YAML key, or a config file that is not there.
+    """
+    try:
+        config: Config = draccus.parse(config_class, args=arguments, exit_on_error=False)
+    except FileNotFoundError as error:
+        raise DeasError(f"config file '{error.filename}' does not exist: check --config_path") from None
+    except SystemExit as error:
+        if error.code in (0, None):  # --help
+            raise
+        raise DeasError("a flag is unknown or malformed: see --help") from None
+    except (DraccusException, TypeError, ValueError) as error:
+        raise DeasError(f"{_one_line(error)}: see --help for the flags and YAML keys") from None
+    except Exception as error:
+        if type(error).__module__ in ("argparse", "yaml.scanner", "yaml.parser"):
+            raise DeasError(f"{_one_line(error)}: see --help for the flags and YAML keys") from None
+        raise
+    return config
+
+
+def run(main: Callable[[Config], Any], config_class: type[Config]) -> None:
+    """Parse the flags, run ``main``, turn a `DeasError` into one line on stderr and exit 2."""
+    try:
+        main(parse(config_class))
+    except DeasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

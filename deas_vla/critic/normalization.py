@@ -1,0 +1,121 @@
+"""The critic's own normalisation: the one place where states, actions and features are scaled.
+
+The critic takes environment units and raw pooled features everywhere and normalises inside, so a
+candidate can't be scored in the normalisation of a policy, nor a feature be transformed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from deas_vla.errors import DeasError
+
+# A dimension that moves less than this is constant: it is centred and left unscaled.
+MIN_STD = 1e-6
+_BLOCK = 65_536  # rows held in float64 at once
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each input dimension, float32, over the training episodes."""
+
+    feature_mean: Tensor  # (F,)
+    feature_std: Tensor  # (F,)
+    state_mean: Tensor  # (S,)
+    state_std: Tensor  # (S,)
+    action_mean: Tensor  # (A,)
+    action_std: Tensor  # (A,)
+
+    @classmethod
+    def identity(cls, feature_dim: int, state_dim: int, action_dim: int) -> Statistics:
+        """Statistics that leave every input as it is."""
+        return cls(
+            *(
+                make(dim)
+                for dim in (feature_dim, state_dim, action_dim)
+                for make in (torch.zeros, torch.ones)
+            )
+        )
+
+
+def compute_statistics(
+    features: Tensor, states: Tensor, actions: Tensor, action_valid: Tensor | None = None
+) -> Statistics:
+    """Statistics of a dataset, read in blocks: a memory map (`torch.from_numpy`) may be large.
+
+    ``features`` (n, F), ``states`` (n, S), ``actions`` (..., A) in environment units;
+    ``action_valid`` (...) bool leaves out the zero-filled steps after a terminal. Raises DeasError
+    for an input with no rows or with a value that isn't finite.
+    """
+    valid = None if action_valid is None else action_valid.reshape(-1)
+    return Statistics(
+        *_mean_std(features, "features"),
+        *_mean_std(states, "states"),
+        *_mean_std(actions, "actions", valid),
+    )
+
+
+class Normalizer(nn.Module):
+    """Applies `Statistics`; its buffers move with the critic and are saved beside its weights."""
+
+    feature_mean: Tensor
+    feature_std: Tensor
+    state_mean: Tensor
+    state_std: Tensor
+    action_mean: Tensor
+    action_std: Tensor
+
+    def __init__(self, statistics: Statistics) -> None:
+        super().__init__()
+        for f in fields(Statistics):
+            self.register_buffer(f.name, getattr(statistics, f.name).clone())
+
+    @property
+    def statistics(self) -> Statistics:
+        """The statistics in use, on the normaliser's device."""
+        return Statistics(**{f.name: getattr(self, f.name) for f in fields(Statistics)})
+
+    def feature(self, feature: Tensor) -> Tensor:
+        """Standardise raw pooled features, (..., F)."""
+        return (feature - self.feature_mean) / self.feature_std
+
+    def state(self, state: Tensor) -> Tensor:
+        """Standardise states in environment units, (..., S)."""
+        return (state - self.state_mean) / self.state_std
+
+    def actions(self, actions: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Standardise actions in environment units, (..., A), to 0 where ``valid`` (...) is not.
+
+        Zero is the mean action: what stands in an invalid step, even a NaN, can't get through.
+        """
+        scaled = (actions - self.action_mean) / self.action_std
+        return scaled if valid is None else scaled.masked_fill(~valid.unsqueeze(-1), 0.0)
+
+
+def _mean_std(rows: Tensor, name: str, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all but the last axis, (D,) float32, summed in float64."""
+    count, total = 0, torch.zeros((), dtype=torch.float64)
+    for block in _blocks(rows, valid):
+        if not bool(torch.isfinite(block).all()):
+            raise DeasError(f"{name} hold a NaN or infinite value: mend or drop those frames")
+        count, total = count + len(block), total + block.sum(0)
+    if count == 0:
+        raise DeasError(f"{name} have no rows: statistics need at least one training frame")
+    mean = total / count
+    square = torch.zeros_like(mean)
+    for block in _blocks(rows, valid):
+        square += (block - mean).square().sum(0)
+    std = (square / count).sqrt()
+    std = torch.where(std < MIN_STD, torch.ones_like(std), std)
+    return mean.float(), std.float()
+
+
+def _blocks(rows: Tensor, valid: Tensor | None) -> Iterator[Tensor]:
+    flat = rows.reshape(-1, rows.shape[-1])
+    for start in range(0, len(flat), _BLOCK):
+        block = torch.as_tensor(flat[start : start + _BLOCK]).double()
+        yield block if valid is None else block[valid[start : start + _BLOCK]]

@@ -1,0 +1,318 @@
+"""The frozen feature of every frame, computed once and memory-mapped from then on.
+
+On disk: `index.json` (fingerprint, layout, checksums), one `episode-*.npy` with its `.json` record
+for each finished episode, and in the end `features.npy`, which replaces them. Everything is written
+beside and renamed, so a run killed at any moment leaves finished episodes and nothing half-written
+under a name that is read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deas_vla.errors import DeasError
+
+Fingerprint = Mapping[str, str | int | float | bool | None]
+
+
+class FeatureCache:
+    """Features of all frames of a dataset under one fingerprint.
+
+    Several processes may hold the same cache and write different episodes; one of them assembles.
+
+    Args:
+        directory: of the cache; made if missing.
+        fingerprint: everything the features depend on (backbone weights, processor, pooling,
+            dataset content), by name.
+        episode_lengths: (E,) frames of each episode.
+        feature_dim: `F`.
+
+    Raises:
+        DeasError: the directory holds features of another fingerprint, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        fingerprint: Fingerprint,
+        episode_lengths: Sequence[int] | NDArray[np.integer],
+        feature_dim: int,
+    ) -> None:
+        self.directory = Path(directory)
+        self._lengths = np.asarray(episode_lengths, dtype=np.int64)
+        self._end = np.cumsum(self._lengths)
+        self._dim = feature_dim
+        self._fingerprint = dict(fingerprint) | {
+            "num_episodes": len(self._lengths),
+            "num_frames": self.num_frames,
+            "feature_dim": feature_dim,
+        }
+        index = self._read_index()
+        if index is None:
+            self._write_index({})
+        else:
+            self._check_fingerprint(index["fingerprint"])
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all episodes."""
+        return int(self._lengths.sum())
+
+    @property
+    def key(self) -> str:
+        """sha256 of the fingerprint, for bundles and logs."""
+        return fingerprint_key(self._fingerprint)
+
+    def missing_episodes(self) -> list[int]:
+        """Episodes still to be computed: absent, torn, or corrupted (by checksum)."""
+        done = self._assembled_episodes()
+        return [i for i in range(len(self._lengths)) if i not in done and not self._shard_valid(i)]
+
+    def required_bytes(self) -> int:
+        """Disk space that the rest of the work needs at its peak.
+
+        `features.npy` is written while the shards still exist, so that nothing is ever lost.
+        """
+        missing = self.missing_episodes()
+        if not missing and self._is_assembled():
+            return 0
+        frames = int(self._lengths[missing].sum()) + self.num_frames
+        return frames * self._dim * np.dtype(np.float16).itemsize
+
+    def check_disk_space(self) -> str:
+        """Compares the need with what is free, before any work.
+
+        Returns:
+            One line for the log: frames, bytes per frame, need, and what is free.
+
+        Raises:
+            DeasError: not enough space.
+        """
+        need, free = self.required_bytes(), shutil.disk_usage(self.directory).free
+        text = (
+            f"{self.num_frames} frames x {self._dim} float16 ({2 * self._dim} bytes a frame): "
+            f"{_size(need)} needed at {self.directory}, {_size(free)} free"
+        )
+        if need > free:
+            raise DeasError(f"disk too small for features, {text}: free some or move the cache")
+        return text
+
+    def write(self, episode: int, features: NDArray[np.floating]) -> None:
+        """Stores one episode.
+
+        Args:
+            episode: 0..E-1.
+            features: (T_episode, F), stored as float16.
+
+        Raises:
+            DeasError: a wrong shape, values that are not finite in float16, or a full disk.
+        """
+        expected = (int(self._lengths[episode]), self._dim)
+        if features.shape != expected:
+            raise DeasError(
+                f"features of episode {episode} have shape {features.shape}, expected {expected}: "
+                "write one row per frame"
+            )
+        with np.errstate(over="ignore"):  # overflow is what the next check is about
+            shard = np.ascontiguousarray(features, dtype=np.float16)
+        if not np.isfinite(shard).all():
+            frame = int(np.argwhere(~np.isfinite(shard))[0, 0])
+            raise DeasError(
+                f"feature of episode {episode} frame {frame} is not finite in float16: "
+                "check the backbone's weights and precision"
+            )
+        with _staged(self._shard_path(episode)) as temporary:
+            np.save(temporary, shard, allow_pickle=False)
+        _write_json(self._record_path(episode), {"key": self.key, "sha256": _checksum(shard)})
+
+    def assemble(self) -> NDArray[np.float16]:
+        """Joins all episodes into one file, removes the shards, and maps it.
+
+        Does nothing but map it if that was done before. Only one process may call it at a time.
+
+        Returns:
+            read-only float16 (num_frames, F), in episode order.
+
+        Raises:
+            DeasError: episodes are missing, or the disk is full.
+        """
+        if not self._is_assembled() or any(self.directory.glob("episode-*.npy")):
+            missing = self.missing_episodes()
+            if missing:
+                raise DeasError(
+                    f"feature cache {self.directory} lacks {len(missing)} of {len(self._lengths)} "
+                    f"episodes (first: {missing[0]}): run the features stage again"
+                )
+            self._join_shards()
+        return self.load()
+
+    def load(self) -> NDArray[np.float16]:
+        """Maps the assembled features, read-only float16 (num_frames, F).
+
+        Raises:
+            DeasError: they are not assembled yet.
+        """
+        if not self._is_assembled():
+            raise DeasError(
+                f"feature cache {self.directory} is not complete: run the features stage again"
+            )
+        return np.load(self._features_path, mmap_mode="r", allow_pickle=False)
+
+    @property
+    def _features_path(self) -> Path:
+        return self.directory / "features.npy"
+
+    def _shard_path(self, episode: int) -> Path:
+        return self.directory / f"episode-{episode:06d}.npy"
+
+    def _record_path(self, episode: int) -> Path:
+        return self.directory / f"episode-{episode:06d}.json"
+
+    def _rows(self, episode: int) -> slice:
+        end = int(self._end[episode])
+        return slice(end - int(self._lengths[episode]), end)
+
+    def _shard_valid(self, episode: int) -> bool:
+        record = _read_json(self._record_path(episode))
+        shard = _read_array(self._shard_path(episode))
+        if record is None or shard is None or record["key"] != self.key:
+            return False
+        return bool(record["sha256"] == _checksum(shard))
+
+    def _is_assembled(self) -> bool:
+        """Whether `features.npy` is the file that the index describes, by size and time."""
+        index = self._read_index() or {}
+        return "assembled" in index and index["assembled"] == _stamp(self._features_path)
+
+    def _assembled_episodes(self) -> set[int]:
+        """Episodes that `features.npy` holds intact."""
+        if self._is_assembled():
+            return set(range(len(self._lengths)))
+        # Touched since (copied, restored, damaged): trust only what the checksums confirm.
+        checksums = (self._read_index() or {}).get("sha256", [])
+        features = _read_array(self._features_path)
+        if features is None or features.shape != (self.num_frames, self._dim):
+            return set()
+        return {
+            i for i, known in enumerate(checksums) if _checksum(features[self._rows(i)]) == known
+        }
+
+    def _join_shards(self) -> None:
+        for path in self.directory.glob(".*"):  # left by processes that were killed while writing
+            path.unlink()
+        before: Any = _read_array(self._features_path)
+        checksums = []
+        with _staged(self._features_path) as temporary:
+            joined = np.lib.format.open_memmap(
+                temporary, mode="w+", dtype=np.float16, shape=(self.num_frames, self._dim)
+            )
+            for episode in range(len(self._lengths)):
+                rows = self._rows(episode)
+                whole = self._shard_valid(episode)
+                shard = _read_array(self._shard_path(episode)) if whole else before[rows]
+                joined[rows] = shard
+                checksums.append(_checksum(shard))
+            joined.flush()
+        stamp = _stamp(self._features_path)
+        self._write_index({"sha256": checksums, "assembled": stamp})
+        for path in self.directory.glob("episode-*"):
+            path.unlink()
+
+    def _read_index(self) -> dict[str, Any] | None:
+        return _read_json(self.directory / "index.json")
+
+    def _write_index(self, state: dict[str, Any]) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeasError(
+                f"feature cache {self.directory} cannot be made ({error.strerror}): "
+                "choose another directory"
+            ) from error
+        index = {"fingerprint": self._fingerprint, "key": self.key, **state}
+        _write_json(self.directory / "index.json", index)
+
+    def _check_fingerprint(self, found: dict[str, Any]) -> None:
+        for name in sorted({*found, *self._fingerprint}):
+            have, want = found.get(name), self._fingerprint.get(name)
+            if have != want:
+                raise DeasError(
+                    f"feature cache {self.directory} was made with {name}={have}, this run has "
+                    f"{name}={want}: use another cache directory or remove that one"
+                )
+
+
+def fingerprint_key(fingerprint: Fingerprint) -> str:
+    """sha256 of a fingerprint's canonical JSON, as hexadecimal."""
+    return hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()
+
+
+class _staged:
+    """Context of an atomic write: a temporary name to write to, synced and renamed at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # The suffix stays: numpy appends its own to names without it.
+        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+
+    def __enter__(self) -> Path:
+        return self._temporary
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            if kind is None:
+                with self._temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(self._temporary, self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DeasError(
+                f"feature cache file {self._path} cannot be written ({error.strerror}): "
+                "free disk space or choose another directory"
+            ) from error
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with _staged(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The file's content, None where it is missing or torn."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return content
+
+
+def _read_array(path: Path) -> NDArray[np.float16] | None:
+    """The mapped array, None where the file is missing or torn."""
+    try:
+        array: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array
+
+
+def _checksum(array: NDArray[np.float16]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def _stamp(path: Path) -> list[int] | None:
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

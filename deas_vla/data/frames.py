@@ -1,0 +1,148 @@
+"""Camera frames of whole episodes, every video decoded once and forwards.
+
+LeRobot's random access seeks to a keyframe and decodes from there for every single frame. Whoever
+needs all frames (feature extraction, previews) reads each file as what it is: a stream.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from deas_vla.data.episodes import EpisodeTable
+from deas_vla.data.layout import DatasetLayout, open_dataset
+from deas_vla.errors import DeasError
+
+
+def iter_episode_frames(
+    root: str | Path,
+    table: EpisodeTable,
+    image_keys: Sequence[str],
+    episodes: Sequence[int] | None = None,
+) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
+    """Decodes episodes in turn, all cameras side by side.
+
+    Consecutive episodes of a file are read without any seek; a gap between the episodes asked for
+    costs one. Pixels equal those of `LeRobotDataset` with its `pyav` backend exactly.
+
+    Args:
+        root: the dataset's directory.
+        table: the episodes' bounds, from `load_episodes`.
+        image_keys: cameras, e.g. `observation.images.front`.
+        episodes: episode rows, best in ascending order; None for all.
+
+    Yields:
+        The episode row and, for each camera, uint8 (T, height, width, 3) RGB.
+
+    Raises:
+        DeasError: an unknown camera, a missing video file, or a video that lacks frames.
+    """
+    layout = open_dataset(table.repo_id, root)
+    readers = {key: _reader(layout, key) for key in image_keys}
+    try:
+        for row in range(table.num_episodes) if episodes is None else episodes:
+            episode = int(table.episode_ids[row])
+            length = int(table.episode_lengths[row])
+            yield row, {key: reader.read(episode, length) for key, reader in readers.items()}
+    finally:
+        for reader in readers.values():
+            reader.close()
+
+
+class _VideoReader:
+    """Reads one camera's videos forwards; seeks only where episodes do not follow each other."""
+
+    def __init__(self, layout: DatasetLayout, image_key: str) -> None:
+        self._layout = layout
+        self._key = image_key
+        self._path: Path | None = None
+        self._container: av.container.InputContainer | None = None
+        self._frames: Iterator[av.VideoFrame] = iter(())
+        self._position = 0.0  # seconds, where the next frame is expected
+        self._to_rgb = VideoReformatter()
+
+    def read(self, episode: int, length: int) -> NDArray[np.uint8]:
+        """The first `length` frames of an episode as uint8 (length, height, width, 3)."""
+        fps = self._layout.fps
+        path = self._layout.video_path(self._key, episode)
+        begin = float(self._layout.episodes.loc[episode, f"videos/{self._key}/from_timestamp"])
+        self._move_to(path, begin)
+        images: list[NDArray[np.uint8]] = []
+        for frame in self._frames:
+            step = round((float(frame.pts * frame.time_base) - begin) * fps)
+            if step < 0:  # between the keyframe that the seek found and the episode
+                continue
+            if step != len(images):
+                break
+            images.append(self._to_rgb.reformat(frame, format="rgb24").to_ndarray())
+            if len(images) == length:
+                self._position = begin + length / fps
+                return np.stack(images)
+        raise DeasError(
+            f"video {path} lacks frame {len(images)} of episode {episode} "
+            f"(expected {length} frames from {begin:.3f} s): restore the file or drop the episode"
+        )
+
+    def close(self) -> None:
+        """Closes the file that is open, if any."""
+        if self._container is not None:
+            self._container.close()
+        self._container, self._path = None, None
+
+    def _move_to(self, path: Path, begin: float) -> None:
+        if path != self._path:
+            self.close()
+            self._open(path)
+        if abs(begin - self._position) * self._layout.fps < 0.5:
+            return
+        assert self._container is not None
+        stream = self._container.streams.video[0]
+        assert stream.time_base is not None
+        # One tick early, so that rounding never lands behind the episode's first frame.
+        offset = max(0, round(begin / stream.time_base) - 1)
+        self._container.seek(offset, backward=True, stream=stream)
+        self._frames = self._container.decode(stream)
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._container = av.open(str(path))
+        except (OSError, av.FFmpegError) as error:
+            raise DeasError(f"video {path} cannot be read ({error}): restore the file") from error
+        stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        self._path, self._position = path, 0.0
+        self._frames = self._container.decode(stream)
+
+
+class _ImageReader:
+    """Reads one camera whose frames are PNG or JPEG images inside the parquet files."""
+
+    def __init__(self, layout: DatasetLayout, image_key: str) -> None:
+        self._layout = layout
+        self._key = image_key
+
+    def read(self, episode: int, length: int) -> NDArray[np.uint8]:
+        """All frames of an episode as uint8 (length, height, width, 3)."""
+        from PIL import Image
+
+        column = self._layout.read_columns([self._key], [episode])[self._key].to_pylist()
+        return np.stack(
+            [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in column]
+        )
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _reader(layout: DatasetLayout, image_key: str) -> _VideoReader | _ImageReader:
+    if image_key not in layout.image_keys:
+        raise DeasError(
+            f"dataset {layout.root} lacks camera {image_key}: "
+            f"choose from {', '.join(layout.image_keys) or 'none'}"
+        )
+    reader = _VideoReader if layout.is_video(image_key) else _ImageReader
+    return reader(layout, image_key)

@@ -1,0 +1,252 @@
+"""The value-guided policy: N candidates from the flow head, the critic's favourite executed."""
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from deas_vla.critic.base import Critic
+from deas_vla.critic.serialization import load_critic, save_critic
+from deas_vla.data.pooling import PoolingConfig, pool_tokens
+from deas_vla.errors import DeasError
+from deas_vla.guidance.noise import CandidateNoise
+from deas_vla.guidance.selection import select
+from deas_vla.policies.config import VLAConfig, load_vla
+from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import VLA, Encoding
+
+_STATS_FILE = "dataset_stats.json"
+
+
+@PreTrainedConfig.register_subclass("deas_guided")
+@dataclass
+class ValueGuidedConfig(PreTrainedConfig):
+    """How a bundle's policy is run.
+
+    Attributes:
+        vla: Base checkpoint and embodiment.
+        pooling: How backbone tokens become the critic's feature.
+        candidates: N, chunks sampled per decision; 1 is the base policy.
+        temperature: Of the choice; 0 takes the best, above 0 is V-GPS's softmax.
+        n_action_steps: Steps of the chosen chunk executed before the next decision.
+        adapter: Whether ``policy/`` holds a PEFT adapter.
+        seed: Of the candidate noise until :meth:`ValueGuidedPolicy.reset` is given another.
+    """
+
+    vla: VLAConfig = field(default_factory=lambda: VLAConfig(path=""))
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    candidates: int = 16
+    temperature: float = 0.0
+    n_action_steps: int = 8
+    adapter: bool = True
+    seed: int = 0
+
+    @property
+    def observation_delta_indices(self) -> None:
+        return None
+
+    @property
+    def action_delta_indices(self) -> None:
+        return None
+
+    @property
+    def reward_delta_indices(self) -> None:
+        return None
+
+    def get_optimizer_preset(self) -> Any:
+        raise DeasError("a value-guided policy is not trained itself: use recipes/finetune_groot.py")
+
+    def get_scheduler_preset(self) -> None:
+        return None
+
+    def validate_features(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the policy chose among.
+
+    Attributes:
+        candidates: (B, N, H, A) chunks, environment units.
+        scores: (B, N) critic values, or None where N is 1 and no critic was asked.
+        chosen: int64 (B,).
+    """
+
+    candidates: Tensor
+    scores: Tensor | None
+    chosen: Tensor
+
+
+class ValueGuidedPolicy(PreTrainedPolicy):
+    """Best of N by a critic over the VLA's own frozen features (algorithms: policy extraction).
+
+    A LeRobot policy that takes raw observation batches (``observation.images.*``,
+    ``observation.state``, ``task``) and returns actions in environment units: the VLA's processors
+    run inside, so LeRobot's own pre- and postprocessors are the identity.
+    """
+
+    config_class = ValueGuidedConfig
+    name = "deas_guided"
+
+    def __init__(
+        self,
+        config: ValueGuidedConfig,
+        vla: GrootVLA,
+        critic: Critic | None,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(config)
+        _check(config, vla, critic)
+        self.vla = vla
+        self.critic = critic
+        self.dataset_stats = dataset_stats
+        self.last_decision: Decision | None = None
+        self.eval()
+        self.reset()
+
+    def reset(self, seeds: list[int] | None = None) -> None:
+        """Forget queued actions; ``seeds`` (one per parallel episode) restart the noise streams."""
+        self._noise = CandidateNoise([self.config.seed] if seeds is None else seeds)
+        self._queue: deque[Tensor] = deque()
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
+        """Decide for B observations.
+
+        Args:
+            batch: LeRobot observation batch.
+            **kwargs: ``noise`` (B, N, *spec.noise_shape) replaces the policy's own streams.
+
+        Returns:
+            float32 (B, n_action_steps, A), environment units.
+        """
+        noise = kwargs.get("noise")
+        if noise is None:
+            noise = self._noise.draw(self.config.candidates, self.vla.spec.noise_shape)
+        self.last_decision = self.decide(self.vla.encode(batch), noise)
+        row = torch.arange(len(self.last_decision.chosen))
+        chunk = self.last_decision.candidates[row, self.last_decision.chosen.cpu()]
+        return chunk[:, : self.config.n_action_steps]
+
+    def decide(self, encoding: Encoding, noise: Tensor) -> Decision:
+        """Sample N candidates from one encoding, score them on their first H steps, choose."""
+        candidates = self.vla.sample(encoding, noise)  # (B, N, H_policy, A)
+        if candidates.shape[1] == 1:
+            return Decision(candidates, None, torch.zeros(len(candidates), dtype=torch.int64))
+        assert self.critic is not None  # _check refuses N > 1 without one
+        scores = self.critic.score(
+            self.feature(encoding),
+            encoding.state.to(self.vla.device),
+            candidates[:, :, : self.critic.config.horizon].to(self.vla.device),
+        )
+        generator = self._noise.selection_generator()
+        return Decision(candidates, scores, select(scores, self.config.temperature, generator))
+
+    def feature(self, encoding: Encoding) -> Tensor:
+        """The critic's view of an observation: float32 (B, F)."""
+        return pool_encoding(self.vla, encoding, self.config.pooling)
+
+    def select_action(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
+        """LeRobot's step-wise entry: float32 (B, A), deciding anew when the queue is empty."""
+        if not self._queue:
+            self._queue.extend(self.predict_action_chunk(batch, **kwargs).transpose(0, 1))
+        return self._queue.popleft()
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict | None]:
+        raise DeasError("a value-guided policy is not trained itself: use recipes/finetune_groot.py")
+
+    def get_optim_params(self) -> dict:
+        return {}
+
+    def _save_pretrained(self, save_directory: Path, state_dict: Any = None) -> None:
+        """``config.json``, ``policy/`` (PEFT's own files, statistics), ``critic/``."""
+        self.config._save_pretrained(save_directory)
+        policy = save_directory / "policy"
+        policy.mkdir(exist_ok=True)
+        if self.config.adapter:
+            self.vla.model.save_pretrained(policy)
+        if self.dataset_stats is not None:
+            (policy / _STATS_FILE).write_text(json.dumps(self.dataset_stats, indent=1))
+        if self.critic is not None:
+            save_critic(self.critic, save_directory / "critic")
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: ValueGuidedConfig | None = None,
+        device: str = "cpu",
+        **kwargs: Any,
+    ) -> "ValueGuidedPolicy":
+        """Load a bundle's policy and critic from a directory or a Hub id.
+
+        Raises:
+            DeasError: Missing or mismatched parts, by name.
+        """
+        root = Path(pretrained_name_or_path)
+        if not root.is_dir():
+            from huggingface_hub import snapshot_download
+
+            root = Path(snapshot_download(str(pretrained_name_or_path)))
+        config = config or PreTrainedConfig.from_pretrained(root)
+        stats_file = root / "policy" / _STATS_FILE
+        stats = json.loads(stats_file.read_text()) if stats_file.exists() else None
+        vla = load_vla(
+            config.vla,
+            dataset_stats=stats,
+            adapter=root / "policy" if config.adapter else None,
+            device=device,
+        )
+        critic = load_critic(root / "critic", device) if (root / "critic").is_dir() else None
+        return cls(config, vla, critic, stats)
+
+
+def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tensor:
+    """The frozen feature of B observations, float32 (B, F): in training and on the robot alike."""
+    return pool_tokens(
+        encoding.tokens,
+        encoding.attention_mask,
+        encoding.image_mask,
+        len(vla.spec.image_keys),
+        pooling,
+        vla.spec.tokens_per_image,
+    )
+
+
+def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
+    horizon = vla.spec.action_horizon
+    if config.candidates < 1:
+        raise DeasError(f"candidates {config.candidates}: use 1 (base policy) or more")
+    if not 1 <= config.n_action_steps <= horizon:
+        raise DeasError(
+            f"n_action_steps {config.n_action_steps} is outside the policy's chunk of {horizon}: "
+            f"use 1 to {horizon}"
+        )
+    if critic is None:
+        if config.candidates > 1:
+            raise DeasError(
+                f"candidates {config.candidates} without a critic: train one (--stages=critic) or "
+                "use --candidates=[1]"
+            )
+        return
+    if critic.config.horizon > horizon:
+        raise DeasError(
+            f"critic chunk length {critic.config.horizon} exceeds the policy's {horizon}: "
+            f"retrain with --critic.horizon={horizon} or less"
+        )
+    if critic.config.action_dim != vla.spec.action_dim:
+        raise DeasError(
+            f"critic scores {critic.config.action_dim} action dimensions, the policy has "
+            f"{vla.spec.action_dim}: use a critic of this embodiment"
+        )
+
+

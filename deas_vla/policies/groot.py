@@ -1,0 +1,404 @@
+"""GR00T N1.7 through LeRobot's own classes: model, processors and normalisation untouched."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deas_vla.errors import DeasError
+from deas_vla.policies.vla import Encoding, VLASpec
+
+_BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
+_NO_REMOTE_CODE = {"trust_remote_code": False}
+
+
+class GrootVLA:
+    """One GR00T N1.7 checkpoint, raw layout, behind the ``VLA`` protocol.
+
+    Use :meth:`from_pretrained`. ``model`` is LeRobot's ``GR00TN17``, wrapped by PEFT in place when
+    an adapter is loaded or trained.
+    """
+
+    # LoRA goes where the flow is computed: attention and feed-forward layers of the head's DiT.
+    lora_targets = r"action_head\.model\..*\.(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2)"
+    # What knows the embodiment is no plain linear layer: PEFT trains and keeps whole copies.
+    projectors = ("state_encoder", "action_encoder", "action_decoder")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessor: Any,
+        postprocessor: Any,
+        spec: VLASpec,
+        name_or_path: str,
+    ) -> None:
+        self.model = model
+        self.preprocessor = preprocessor
+        self.postprocessor = postprocessor
+        self.name_or_path = name_or_path
+        self._spec = spec
+
+    @property
+    def spec(self) -> VLASpec:
+        return self._spec
+
+    @property
+    def groot(self) -> Any:
+        """LeRobot's ``GR00TN17`` itself, below any PEFT wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.groot.device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        embodiment: str,
+        image_keys: tuple[str, ...],
+        state_dim: int,
+        action_dim: int,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        denoising_steps: int | None = None,
+    ) -> "GrootVLA":
+        """Load a raw GR00T N1.7 checkpoint (``config.json``, safetensors, processor side files).
+
+        Args:
+            path: Local directory or Hub id, such as ``nvidia/GR00T-N1.7-3B``.
+            embodiment: Embodiment tag; one without statistics in the checkpoint is normalised by
+                ``dataset_stats``.
+            image_keys: The dataset's or environment's ``observation.images.*`` keys.
+            state_dim: Proprioceptive dimensions S of the dataset or environment.
+            action_dim: Action dimensions A likewise.
+            dataset_stats: LeRobot's per-key statistics, for an embodiment new to the checkpoint.
+            device: Where the model runs.
+            dtype: Of the weights.
+            denoising_steps: Flow steps per chunk; the checkpoint's own (4) when left out.
+
+        Raises:
+            DeasError: Not such a checkpoint, or cameras or dimensions that do not fit it.
+        """
+        from lerobot.configs import FeatureType, PolicyFeature
+        from lerobot.policies.groot.configuration_groot import GrootConfig
+        from lerobot.policies.groot.groot_n1_7 import GR00TN17
+        from lerobot.policies.groot.processor_groot import make_groot_pre_post_processors
+
+        root = checkpoint_directory(path)
+        config = _read_config(root, path)
+        backbone = _backbone_path(root, config["model_name"])
+        _check_fit(root, config, embodiment, image_keys, state_dim, action_dim)
+        overrides = {} if denoising_steps is None else {"num_inference_timesteps": denoising_steps}
+        model = GR00TN17.from_pretrained(
+            str(root),
+            model_name=backbone,
+            use_flash_attention=False,
+            transformers_loading_kwargs=_NO_REMOTE_CODE,
+            dtype=dtype,
+            **overrides,
+        ).to(device)
+        model.requires_grad_(False).eval()
+        inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, 0, 0)) for key in image_keys}
+        inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (state_dim,))
+        groot_config = GrootConfig(
+            base_model_path=str(root),
+            embodiment_tag=embodiment,
+            input_features=inputs,
+            output_features={"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
+            max_state_dim=model.config.max_state_dim,
+            max_action_dim=model.config.max_action_dim,
+            chunk_size=model.config.action_horizon,
+            n_action_steps=model.config.action_horizon,
+            device=device,
+        )
+        preprocessor, postprocessor = make_groot_pre_post_processors(groot_config, dataset_stats)
+        _use_local_processor(preprocessor, backbone)
+        spec = VLASpec(
+            embodiment=embodiment,
+            image_keys=_camera_order(root, embodiment, image_keys),
+            state_dim=state_dim,
+            action_dim=action_dim,
+            action_horizon=_valid_horizon(root, embodiment, model.config.action_horizon),
+            noise_shape=(model.config.action_horizon, model.config.max_action_dim),
+            token_dim=model.config.backbone_embedding_dim,
+            tokens_per_image=_token_grid(preprocessor, model),
+        )
+        return cls(model, preprocessor, postprocessor, spec, str(path))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that the processor brings every picture to, pixels."""
+        height, width = _encode_step(self.preprocessor).image_target_size
+        return int(height), int(width)
+
+    def backbone_fingerprint(self) -> str:
+        """SHA-256 over the backbone's weights and the processor's settings."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.groot.backbone.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        step = _encode_step(self.preprocessor)
+        settings = {k: v for k, v in step.get_config().items() if k not in ("model_name", "device")}
+        settings |= {"image": step.proc.image_processor.to_dict(), "chat": step.proc.chat_template}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """LeRobot's preprocessor: pictures, language, state and, if there, ``action`` (B, H, A)."""
+        return self.preprocessor(dict(batch))
+
+    @torch.no_grad()
+    def encode(self, observation: Mapping[str, Any]) -> Encoding:
+        return self.encode_inputs(self.preprocess(observation), observation["observation.state"])
+
+    @torch.no_grad()
+    def encode_inputs(self, inputs: Mapping[str, Any], state: Tensor) -> Encoding:
+        """The backbone's half of :meth:`encode`, for preprocessed ``inputs``."""
+        backbone_inputs, _ = self.groot.prepare_input({k: inputs[k] for k in _BACKBONE_INPUTS})
+        output = self.groot.backbone(backbone_inputs)
+        return Encoding(
+            tokens=output["backbone_features"],
+            attention_mask=output["backbone_attention_mask"],
+            image_mask=output["image_mask"],
+            inputs={key: inputs[key] for key in ("state", "embodiment_id")},
+            state=torch.as_tensor(state, dtype=torch.float32).reshape(len(output["image_mask"]), -1),
+        )
+
+    @torch.no_grad()
+    def sample(self, encoding: Encoding, noise: Tensor) -> Tensor:
+        normalised = self.sample_normalised(encoding, noise)  # (B, N, H, A_model)
+        return self.decode(normalised)
+
+    def sample_normalised(self, encoding: Encoding, noise: Tensor) -> Tensor:
+        """Denoise ``noise`` (B, N, H, A_model) to chunks in the policy's own normalisation.
+
+        GR00T draws its noise from torch's global generator. Its real-time-chunking entry takes a
+        prefix of the trajectory instead: a prefix over the whole horizon, none of it frozen and
+        blended at full strength at once, is exactly "start from this noise".
+        """
+        head, dtype, device = self.groot.action_head, self.groot.dtype, self.groot.device
+        batch, candidates, horizon, _ = noise.shape
+        features = head._encode_features(*self._head_inputs(encoding))
+        repeat = lambda x: x.repeat_interleave(candidates, dim=0)  # noqa: E731 (B, ...) -> (B*N, ...)
+        out = head.get_action_with_features(
+            backbone_features=repeat(features.backbone_features),
+            state_features=repeat(features.state_features),
+            embodiment_id=repeat(encoding.inputs["embodiment_id"].to(device)),
+            backbone_output=_batch_feature(
+                image_mask=repeat(encoding.image_mask),
+                backbone_attention_mask=repeat(encoding.attention_mask),
+            ),
+            action_input={"action": noise.flatten(0, 1).to(device, dtype)},
+            options={
+                "action_horizon": horizon,
+                "rtc_overlap_steps": horizon,
+                "rtc_frozen_steps": 0,
+                "rtc_ramp_rate": 1e9,
+            },
+        )
+        return out["action_pred"].unflatten(0, (batch, candidates))  # (B, N, H, A_model)
+
+    def decode(self, normalised: Tensor) -> Tensor:
+        """Undo the policy's normalisation: (B, N, H, A_model) to float32 (B, N, H, A)."""
+        batch, candidates = normalised.shape[:2]
+        chunks = self.postprocessor(normalised.flatten(0, 1).float())
+        chunks = chunks[..., : self.spec.action_horizon, : self.spec.action_dim]
+        return chunks.unflatten(0, (batch, candidates)).to(torch.float32)
+
+    def flow_matching_loss(self, encoding: Encoding, action: Tensor, action_mask: Tensor) -> Tensor:
+        """GR00T's flow-matching loss of the action head on frozen tokens.
+
+        Args:
+            encoding: Of B observations.
+            action: (B, H, A_model) normalised and padded, from :meth:`preprocess`.
+            action_mask: (B, H, A_model), 1 where a value is real.
+
+        Returns:
+            Scalar. Noise and time come from torch's global generator, as in LeRobot's class.
+        """
+        backbone_output, action_input = self._head_inputs(encoding)
+        device, dtype = self.groot.device, self.groot.dtype
+        action_input["action"] = action.to(device, dtype)
+        action_input["action_mask"] = action_mask.to(device, dtype)
+        return self.groot.action_head(backbone_output, action_input)["loss"]
+
+    def preprocess_targets(self, state: Tensor, action: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Normalise and pad states and chunks without looking at any picture.
+
+        Args:
+            state: (B, S) environment units.
+            action: (B, H, A) environment units.
+            valid: bool (B, H), false on steps that were not executed.
+
+        Returns:
+            ``state`` (B, 1, S_model), ``action`` and ``action_mask`` (B, H_model, A_model),
+            ``embodiment_id`` (B,).
+        """
+        inputs = self.preprocess(
+            {
+                "observation.state": state,
+                "task": [""] * len(state),
+                "action": action,
+                "action_is_pad": ~valid,
+            }
+        )
+        return {key: inputs[key] for key in ("state", "embodiment_id", "action", "action_mask")}
+
+    @staticmethod
+    def encoding_from(batch: Mapping[str, Tensor]) -> Encoding:
+        """An encoding from cached tokens and preprocessed states."""
+        return Encoding(
+            tokens=batch["tokens"],
+            attention_mask=batch["token_mask"],
+            image_mask=batch["image_mask"],
+            inputs={"state": batch["state"], "embodiment_id": batch["embodiment_id"]},
+            state=batch["state"].flatten(1),
+        )
+
+    def _head_inputs(self, encoding: Encoding) -> tuple[Any, Any]:
+        device, dtype = self.groot.device, self.groot.dtype
+        backbone_output = _batch_feature(
+            backbone_features=encoding.tokens.to(device, dtype),
+            backbone_attention_mask=encoding.attention_mask,
+            image_mask=encoding.image_mask,
+        )
+        action_input = _batch_feature(
+            state=encoding.inputs["state"].to(device, dtype),
+            embodiment_id=encoding.inputs["embodiment_id"].to(device),
+        )
+        return backbone_output, action_input
+
+
+def checkpoint_directory(path: str | Path) -> Path:
+    """The local directory of a checkpoint: itself, or the Hub's snapshot of ``path``."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if local.is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
+        raise DeasError(f"policy checkpoint '{path}' does not exist: give a directory or a Hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # hub errors have no common base
+        raise DeasError(
+            f"policy checkpoint '{path}' is neither a directory nor reachable on the Hub "
+            f"({type(error).__name__}): check the name, the network and `hf auth login`"
+        ) from error
+
+
+def _read_config(root: Path, path: str | Path) -> dict[str, Any]:
+    from lerobot.policies.groot.configuration_groot import is_raw_groot_n1_7_checkpoint
+
+    if not is_raw_groot_n1_7_checkpoint(root):
+        raise DeasError(
+            f"policy checkpoint '{path}' is not a raw GR00T N1.7 checkpoint: its config.json must "
+            "say model_type Gr00tN1d7 (such as nvidia/GR00T-N1.7-3B)"
+        )
+    return json.loads((root / "config.json").read_text())
+
+
+def _backbone_path(root: Path, model_name: str) -> str:
+    """A backbone that ships inside the checkpoint is named relative to it."""
+    local = root / model_name
+    return str(local) if local.is_dir() else model_name
+
+
+def _modalities(root: Path, embodiment: str) -> dict[str, Any]:
+    file = root / "processor_config.json"
+    kwargs = json.loads(file.read_text())["processor_kwargs"] if file.exists() else {}
+    return kwargs.get("modality_configs", {}).get(embodiment, {})
+
+
+def _statistics(root: Path, embodiment: str) -> dict[str, Any]:
+    file = root / "statistics.json"
+    return json.loads(file.read_text()).get(embodiment, {}) if file.exists() else {}
+
+
+def _camera_order(root: Path, embodiment: str, image_keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The checkpoint's camera order; alphabetical, as LeRobot's processor does, where it has none."""
+    names = _modalities(root, embodiment).get("video", {}).get("modality_keys", [])
+    ordered = tuple(f"observation.images.{name}" for name in names)
+    return ordered or tuple(sorted(image_keys))
+
+
+def _valid_horizon(root: Path, embodiment: str, model_horizon: int) -> int:
+    indices = _modalities(root, embodiment).get("action", {}).get("delta_indices", [])
+    return min(len(indices) or model_horizon, model_horizon)
+
+
+def _check_fit(
+    root: Path,
+    config: Mapping[str, Any],
+    embodiment: str,
+    image_keys: tuple[str, ...],
+    state_dim: int,
+    action_dim: int,
+) -> None:
+    for name, dim in (("state", state_dim), ("action", action_dim)):
+        most = config.get(f"max_{name}_dim", 132)
+        if dim > most:
+            raise DeasError(
+                f"{name} has {dim} dimensions but the checkpoint takes at most {most}: "
+                f"use a dataset with fewer or another checkpoint"
+            )
+        groups = _statistics(root, embodiment).get(name, {})
+        known = sum(len(group["min"]) for group in groups.values())
+        if known and known != dim:
+            raise DeasError(
+                f"{name} has {dim} dimensions but the checkpoint's embodiment '{embodiment}' has "
+                f"{known}: use its layout, or --policy.embodiment=new_embodiment"
+            )
+    wanted = _camera_order(root, embodiment, image_keys)
+    missing = sorted(set(wanted) - set(image_keys))
+    if missing:
+        raise DeasError(
+            f"camera '{missing[0]}' of embodiment '{embodiment}' is not among {sorted(image_keys)}: "
+            "rename the dataset's cameras, or --policy.embodiment=new_embodiment"
+        )
+
+
+def _use_local_processor(preprocessor: Any, backbone: str) -> None:
+    """Give LeRobot's encode step a processor built from ``backbone`` without remote code."""
+    from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone, **_NO_REMOTE_CODE)
+    tokenizer.padding_side = "left"
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor.from_pretrained(backbone),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor.from_pretrained(backbone),
+        chat_template=tokenizer.chat_template,
+    )
+    step = _encode_step(preprocessor)
+    step.model_name, step._proc = backbone, processor
+
+
+def _encode_step(preprocessor: Any) -> Any:
+    """LeRobot's tokenizing step of a GR00T preprocessor."""
+    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
+
+    (step,) = (s for s in preprocessor.steps if isinstance(s, GrootN17VLMEncodeStep))
+    return step
+
+
+def _token_grid(preprocessor: Any, model: Any) -> tuple[int, int]:
+    """Token rows and columns of one picture, after the vision tower's spatial merge."""
+    vision = model.backbone.model.config.vision_config
+    pixels = vision.patch_size * vision.spatial_merge_size
+    height, width = _encode_step(preprocessor).image_target_size
+    return height // pixels, width // pixels
+
+
+def _batch_feature(**data: Any) -> Any:
+    from transformers.feature_extraction_utils import BatchFeature
+
+    return BatchFeature(data=data)

@@ -1,0 +1,188 @@
+"""Everything ``recipes/finetune_groot.py`` can be told, as dataclasses with LeRobot's flag names."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from deas_vla.critic.config import CriticConfig
+from deas_vla.data.pooling import PoolingConfig
+from deas_vla.data.rewards import RewardConfig
+from deas_vla.errors import DeasError
+from deas_vla.policies.config import VLAConfig
+
+STAGES = ("features", "policy", "critic")
+
+
+@dataclass
+class DatasetConfig:
+    """A LeRobotDataset v3.
+
+    Attributes:
+        repo_id: ``user/name``; fetched from the Hub where ``root`` is not given.
+        root: Its directory.
+        holdout: Share of the episodes kept out of all training, for offline evaluation.
+    """
+
+    repo_id: str = "local/dataset"
+    root: str | None = None
+    holdout: float = 0.1
+
+
+@dataclass
+class PolicyConfig:
+    """The VLA and how its action head is finetuned.
+
+    Attributes:
+        path: Base checkpoint: local directory or Hub id of a raw GR00T N1.7 checkpoint.
+        family: Adapter that loads it.
+        embodiment: Embodiment tag; ``new_embodiment`` takes statistics from the dataset.
+        dtype: Of the frozen weights.
+        denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
+        episodes: Behaviour cloning on ``all`` or only on ``successful`` episodes.
+        lora_rank: Rank of the adapters on the flow-matching head.
+        lora_alpha: Their scale, relative to the rank.
+        lora_dropout: Dropout before them.
+        train_projectors: Also train the embodiment's state and action projectors, which an
+            embodiment new to the checkpoint needs.
+        steps: Updates; 0 leaves the base policy as it is, without an adapter.
+        batch_size: Chunks per update, over all processes.
+        lr: Peak learning rate of AdamW, cosine after 5 % warm-up.
+        weight_decay: Of AdamW.
+        grad_clip: Largest gradient norm.
+    """
+
+    path: str = "nvidia/GR00T-N1.7-3B"
+    family: str = "groot"
+    embodiment: str = "new_embodiment"
+    dtype: str = "float32"
+    denoising_steps: int | None = None
+    episodes: str = "all"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    train_projectors: bool = False
+    steps: int = 5000
+    batch_size: int = 64
+    lr: float = 1e-4
+    weight_decay: float = 1e-5
+    grad_clip: float = 1.0
+
+    def vla(self, image_keys: tuple[str, ...], state_dim: int, action_dim: int) -> VLAConfig:
+        """What loads this checkpoint for a dataset of these cameras and dimensions."""
+        return VLAConfig(
+            path=self.path,
+            family=self.family,
+            embodiment=self.embodiment,
+            image_keys=list(image_keys),
+            state_dim=state_dim,
+            action_dim=action_dim,
+            dtype=self.dtype,
+            denoising_steps=self.denoising_steps,
+        )
+
+
+@dataclass
+class FeaturesConfig:
+    """The pass over all frames through the frozen backbone.
+
+    Attributes:
+        pooling: How tokens become the critic's feature.
+        batch_size: Frames per forward pass.
+        cache: Directory of the cache; ``<output_dir>/cache`` when left out.
+    """
+
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    batch_size: int = 64
+    cache: str | None = None
+
+
+@dataclass
+class CriticTrainingConfig(CriticConfig):
+    """The critic and its training.
+
+    Attributes:
+        steps: Updates.
+        batch_size: Transitions per update, over all processes.
+        reward: Reward convention.
+        tail: What becomes of chunks that a time limit cuts: ``drop`` or ``bootstrap``.
+        log_every: Steps between two entries in the tracker.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 256
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    tail: str = "drop"
+    log_every: int = 100
+
+    def critic(self, **resolved: object) -> CriticConfig:
+        """The critic's own part, with the dimensions and the support that the data decided."""
+        names = {f.name for f in fields(CriticConfig)}
+        values = {name: getattr(self, name) for name in names} | resolved
+        return CriticConfig(**values)
+
+
+@dataclass
+class GuidanceConfig:
+    """Defaults that the bundle is run with.
+
+    Attributes:
+        candidates: Chunks sampled per decision.
+        temperature: Of the choice; 0 takes the best.
+        n_action_steps: Steps executed of the chosen chunk; the critic's chunk length when 0.
+    """
+
+    candidates: int = 16
+    temperature: float = 0.0
+    n_action_steps: int = 0
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases, through accelerate."""
+
+    enable: bool = False
+    project: str = "deas_vla"
+
+
+@dataclass
+class FinetuneConfig:
+    """One run of the recipe.
+
+    Attributes:
+        output_dir: Where the bundle goes.
+        stages: Which of ``features``, ``policy`` and ``critic`` to run, in that order.
+        seed: Of everything random.
+        tracker: accelerate tracker: ``tensorboard``, ``trackio`` or ``none``.
+    """
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    critic: CriticTrainingConfig = field(default_factory=CriticTrainingConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    output_dir: Path = Path("outputs/run")
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    seed: int = 0
+    tracker: str = "tensorboard"
+
+    def check(self) -> None:
+        """DeasError for a value that no stage could work with."""
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise DeasError(f"stage '{stage}' is unknown: --stages takes some of {list(STAGES)}")
+        if self.policy.episodes not in ("all", "successful"):
+            raise DeasError(
+                f"policy.episodes '{self.policy.episodes}' is unknown: use all or successful"
+            )
+        if self.tracker not in ("tensorboard", "trackio", "none"):
+            raise DeasError(
+                f"tracker '{self.tracker}' is unknown: use tensorboard, trackio or none, or "
+                "--wandb.enable=true"
+            )
+        for name in ("policy", "critic"):
+            stage_config = getattr(self, name)
+            if name in self.stages and (stage_config.batch_size < 1 or stage_config.steps < 0):
+                raise DeasError(
+                    f"{name}.batch_size={stage_config.batch_size}, {name}.steps="
+                    f"{stage_config.steps}: use a batch of 1 or more and 0 or more steps"
+                )

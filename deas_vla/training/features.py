@@ -1,0 +1,181 @@
+"""The ``features`` stage: every frame through the frozen backbone once."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+from tqdm import tqdm
+
+from deas_vla.data.episodes import EpisodeTable
+from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
+from deas_vla.data.frames import iter_episode_frames
+from deas_vla.data.pooling import feature_dim
+from deas_vla.guidance.guided import pool_encoding
+from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import Encoding
+from deas_vla.training.config import FeaturesConfig
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """What the frozen backbone made of all frames.
+
+    Attributes:
+        pooled: float16 (T, F), the critic's features.
+        tokens: float16 (T, L * D), padded on the left; None where the action head is not trained.
+        token_mask: bool (K, L) per instruction, false on padding.
+        image_mask: bool (K, L) per instruction.
+        task_index: int64 (T,), instruction of each frame.
+    """
+
+    pooled: NDArray[np.float16]
+    tokens: NDArray[np.float16] | None
+    token_mask: Tensor
+    image_mask: Tensor
+    task_index: NDArray[np.int64]
+
+    def batch(self, frames: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
+        """Tokens (B, L, D) and masks (B, L) of the given frames, on ``device``."""
+        assert self.tokens is not None
+        task = torch.from_numpy(self.task_index[frames])
+        tokens = torch.from_numpy(self.tokens[frames])  # (B, L * D)
+        return {
+            "tokens": tokens.unflatten(1, (self.token_mask.shape[1], -1)).to(device),
+            "token_mask": self.token_mask[task].to(device),
+            "image_mask": self.image_mask[task].to(device),
+        }
+
+
+def extract_features(
+    vla: GrootVLA,
+    table: EpisodeTable,
+    config: FeaturesConfig,
+    directory: Path,
+    accelerator: Accelerator,
+    *,
+    keep_tokens: bool,
+) -> Encodings:
+    """Compute what the cache lacks, and open it.
+
+    Args:
+        vla: Its backbone is frozen, so a frame's tokens are a constant.
+        table: The dataset.
+        config: Pooling and batch size.
+        directory: Parent of the caches, which are named by their fingerprint.
+        accelerator: Missing episodes are shared out over its processes.
+        keep_tokens: Cache the tokens themselves too: training the action head reads them.
+
+    Raises:
+        DeasError: A disk that is too small, a video that cannot be read.
+    """
+    token_mask, image_mask = task_masks(vla, table.tasks)
+    length, width = token_mask.shape[1], vla.spec.token_dim
+    dims = {"pooled": feature_dim(config.pooling, len(vla.spec.image_keys), width)}
+    if keep_tokens:
+        dims["tokens"] = length * width
+    with accelerator.main_process_first():
+        keys = {name: cache_key(vla, table, config, name) for name in dims}
+        caches = {
+            name: FeatureCache(
+                directory / f"{name}-{fingerprint_key(keys[name])[:12]}",
+                keys[name],
+                table.episode_lengths,
+                dim,
+            )
+            for name, dim in dims.items()
+        }
+    missing = sorted({e for cache in caches.values() for e in cache.missing_episodes()})
+    for name, cache in caches.items():
+        accelerator.print(f"features: {name}, {cache.check_disk_space()}")
+    accelerator.print(f"features: {len(missing)} of {table.num_episodes} episodes to compute")
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    frames = iter_episode_frames(table.root, table, vla.spec.image_keys, mine)
+    bar = tqdm(frames, "features", len(mine), disable=not accelerator.is_local_main_process)
+    for episode, images in bar:
+        rows: dict[str, list[Tensor]] = {name: [] for name in caches}
+        for encoding in _encode_episode(vla, table, episode, images, config.batch_size):
+            rows["pooled"].append(pool_encoding(vla, encoding, config.pooling))
+            if keep_tokens:
+                short = length - encoding.tokens.shape[1]
+                rows["tokens"].append(pad(encoding.tokens, (0, 0, short, 0)).flatten(1))
+        for name, cache in caches.items():
+            cache.write(episode, torch.cat(rows[name]).float().cpu().numpy())
+    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        arrays = {name: cache.assemble() for name, cache in caches.items()}
+    return Encodings(
+        arrays["pooled"], arrays.get("tokens"), token_mask, image_mask, table.task_index
+    )
+
+
+def _encode_episode(
+    vla: GrootVLA,
+    table: EpisodeTable,
+    episode: int,
+    images: dict[str, NDArray[np.uint8]],
+    batch_size: int,
+) -> Iterator[Encoding]:
+    state, task = table.state[table.frames(episode)], table.task(episode)
+    for at in range(0, len(state), batch_size):
+        part = slice(at, at + batch_size)
+        batch: dict[str, Any] = {
+            name: torch.from_numpy(pictures[part]).permute(0, 3, 1, 2)
+            for name, pictures in images.items()
+        }
+        batch["observation.state"] = torch.from_numpy(state[part])
+        batch["task"] = [task] * len(state[part])
+        yield vla.encode(batch)
+
+
+def task_masks(vla: GrootVLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Which tokens are valid and which are of a picture, bool (K, L) each, for K instructions."""
+    height, width = vla.image_size
+    batch: dict[str, Any] = {
+        key: torch.zeros(len(tasks), 3, height, width, dtype=torch.uint8)
+        for key in vla.spec.image_keys
+    }
+    batch["observation.state"] = torch.zeros(len(tasks), vla.spec.state_dim)
+    batch["task"] = list(tasks)
+    encoding = vla.encode(batch)
+    return encoding.attention_mask.cpu(), encoding.image_mask.cpu()
+
+
+def cache_key(
+    vla: GrootVLA, table: EpisodeTable, config: FeaturesConfig, name: str
+) -> Fingerprint:
+    """Everything that the cached numbers depend on."""
+    key: dict[str, Any] = {
+        "backbone": vla.backbone_fingerprint(),
+        "cameras": ",".join(vla.spec.image_keys),
+        "dataset": table.fingerprint,
+    }
+    if name == "pooled":
+        key |= {f"pooling.{field}": value for field, value in asdict(config.pooling).items()}
+    return key
+
+
+def dataset_statistics(
+    table: EpisodeTable, episodes: NDArray[np.int64]
+) -> dict[str, dict[str, list[float]]]:
+    """LeRobot's per-key statistics of state and action over the training episodes."""
+    frames = np.concatenate([np.arange(table.num_frames)[table.frames(int(e))] for e in episodes])
+    out = {}
+    for key, values in (("observation.state", table.state), ("action", table.action)):
+        chosen = values[frames].astype(np.float64)
+        rows = {
+            "min": chosen.min(0),
+            "max": chosen.max(0),
+            "mean": chosen.mean(0),
+            "std": chosen.std(0),
+            "q01": np.quantile(chosen, 0.01, axis=0),
+            "q99": np.quantile(chosen, 0.99, axis=0),
+        }
+        out[key] = {name: row.tolist() for name, row in rows.items()}
+    return out

@@ -1,0 +1,40 @@
+"""Metrics to accelerate's trackers."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import Accelerator
+
+from deas_vla.training.config import FinetuneConfig
+
+Log = Callable[[dict[str, float], int], None]
+
+
+def make_accelerator(config: FinetuneConfig) -> Accelerator:
+    """An accelerator with the configured trackers, started; precision as ``accelerate launch`` says."""
+    names = ["wandb"] if config.wandb.enable else []
+    names += [] if config.tracker == "none" else [config.tracker]
+    accelerator = Accelerator(log_with=names or None, project_dir=str(config.output_dir))
+    if names:
+        accelerator.init_trackers(config.wandb.project, config=_flat(plain(config)))
+    return accelerator
+
+
+def plain(config: FinetuneConfig) -> dict[str, Any]:
+    """The resolved config as JSON values."""
+    resolved: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return resolved
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Hyper-parameters as trackers take them: one level, scalars and strings."""
+    out: dict[str, str | int | float | bool] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            out |= _flat(value, f"{name}.")
+        else:
+            out[name] = value if isinstance(value, (str, int, float, bool)) else str(value)
+    return out

@@ -1,0 +1,101 @@
+"""Finetune a GR00T policy and train a DEAS critic on its frozen features.
+
+accelerate launch recipes/finetune_groot.py --config_path recipes/configs/quickstart.yaml
+
+Stages, in this order: ``features`` runs every frame through the frozen backbone once and caches the
+tokens and their pooling; ``policy`` trains LoRA on the flow-matching action head; ``critic`` trains
+the critic. The run ends with a bundle in ``--output_dir``.
+"""
+
+import time
+from pathlib import Path
+
+from accelerate.utils import set_seed
+
+from deas_vla.bundle import write_bundle
+from deas_vla.cli import run
+from deas_vla.critic.serialization import load_critic
+from deas_vla.data.episodes import load_episodes, split_episodes
+from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
+from deas_vla.policies.config import load_vla
+from deas_vla.provenance import provenance
+from deas_vla.training.config import FinetuneConfig
+from deas_vla.training.critic import train_critic
+from deas_vla.training.features import dataset_statistics, extract_features
+from deas_vla.training.policy import finetune_policy
+from deas_vla.training.trackers import make_accelerator, plain
+
+
+def main(config: FinetuneConfig) -> None:
+    started = time.time()
+    config.check()
+    table = load_episodes(config.dataset.repo_id, config.dataset.root)
+    train, held_out = split_episodes(table, config.dataset.holdout, config.seed)
+    accelerator = make_accelerator(config)
+    accelerator.print(
+        f"{table.num_episodes} episodes, {int(table.episode_success.sum())} successful, "
+        f"{table.num_frames} frames; {len(train)} episodes to train on"
+    )
+    output, log = config.output_dir, accelerator.log
+    set_seed(config.seed, device_specific=True)
+
+    # The base checkpoint, frozen, under the adapter of an earlier run where this one trains none.
+    finetunes = "policy" in config.stages and config.policy.steps > 0
+    adapter = output / "policy" if not finetunes and has_adapter(output) else None
+    vla_config = config.policy.vla(table.image_keys, table.state.shape[1], table.action.shape[1])
+    statistics = dataset_statistics(table, train)
+    device = str(accelerator.device)
+    vla = load_vla(vla_config, dataset_stats=statistics, adapter=adapter, device=device)
+
+    cache = Path(config.features.cache or output / "cache")
+    encodings = extract_features(
+        vla, table, config.features, cache, accelerator, keep_tokens=finetunes
+    )
+    if finetunes:
+        loss = finetune_policy(
+            vla, encodings, table, train, config.policy, accelerator, config.seed, log
+        )
+        accelerator.print(f"policy: flow-matching loss {loss:.4f}")
+
+    critic = None
+    if "critic" in config.stages:
+        critic = train_critic(
+            table, encodings.pooled, train, config.critic, accelerator, config.seed, log
+        )
+    elif (output / "critic").is_dir():
+        critic = load_critic(output / "critic", device)
+
+    steps = config.guidance.n_action_steps or config.critic.horizon
+    guided = ValueGuidedConfig(
+        vla=vla_config,
+        pooling=config.features.pooling,
+        candidates=1 if critic is None else config.guidance.candidates,
+        temperature=config.guidance.temperature,
+        n_action_steps=min(steps, vla.spec.action_horizon),
+        adapter=finetunes or adapter is not None,
+        seed=config.seed,
+    )
+    record = {
+        "config": plain(config),
+        **provenance(),
+        "wall_seconds": time.time() - started,
+        "data": {
+            "repo_id": table.repo_id,
+            "fingerprint": table.fingerprint,
+            "episodes": table.num_episodes,
+            "successful_episodes": int(table.episode_success.sum()),
+            "held_out_episodes": table.episode_ids[held_out].tolist(),
+        },
+    }
+    if accelerator.is_main_process:
+        write_bundle(ValueGuidedPolicy(guided, vla, critic, statistics), output, record)
+        print(f"bundle in {output} after {(time.time() - started) / 60:.1f} minutes")
+    accelerator.end_training()
+
+
+def has_adapter(output: Path) -> bool:
+    return (output / "policy" / "adapter_config.json").is_file()
+
+
+if __name__ == "__main__":
+    run(main, FinetuneConfig)

@@ -1,0 +1,85 @@
+"""Roll the scripted expert out and keep what pretraining the nano GR00T needs.
+
+python recipes/nano/make_data.py --episodes=1600 --workers=2 --output=outputs/nano_data
+"""
+
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import draccus
+import numpy as np
+from tqdm import tqdm
+
+from deas_vla.sim.experts import LiftExpert, LiftExpertConfig
+from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv
+from deas_vla.sim.rollout import rollout
+
+
+@dataclass
+class DataConfig:
+    """What to roll out.
+
+    Attributes:
+        episodes: Episodes in all.
+        first_seed: Seed of the first; the quickstart dataset and evaluations use others.
+        sloppiness: Share of episodes that aim beside the cube.
+        every: Keep a picture of every n-th step, from a random phase.
+        horizon: Length of the action chunk kept with each picture.
+        workers: Simulator processes.
+        output: Directory for one ``part_<k>.npz`` per worker.
+    """
+
+    episodes: int = 1600
+    first_seed: int = 1_000_000
+    sloppiness: float = 0.5
+    every: int = 3
+    horizon: int = 16
+    workers: int = 2
+    output: Path = Path("outputs/nano_data")
+
+
+def simulate(config: DataConfig, worker: int) -> None:
+    """Write this worker's share: images (n, 2, H, W, 3), state, chunks, cube and gripper poses."""
+    env = LiftEnv(LiftConfig())
+    expert = LiftExpert(LiftExpertConfig(sloppiness=config.sloppiness))
+    rows: dict[str, list] = {"images": [], "state": [], "actions": [], "valid": [], "cube": []}
+    for index in tqdm(range(worker, config.episodes, config.workers), disable=worker > 0):
+        seed = config.first_seed + index
+        phase = int(np.random.default_rng(seed).integers(config.every))
+        cubes: list[np.ndarray] = []
+
+        def keep(step: int, phase: int = phase, cubes: list = cubes) -> bool:
+            cubes.append(env.privileged()["cube_pos"])
+            return step % config.every == phase
+
+        episode = rollout(env, expert, seed, record_images=keep)
+        for step in range(phase, episode.steps, config.every):
+            observation = episode.observations[step]
+            chunk = episode.actions[step : step + config.horizon]
+            padded = np.zeros((config.horizon, chunk.shape[1]), np.float32)
+            padded[: len(chunk)] = chunk
+            rows["images"].append(np.stack(list(observation.images.values())))
+            rows["state"].append(observation.state)
+            rows["actions"].append(padded)
+            rows["valid"].append(np.arange(config.horizon) < len(chunk))
+            rows["cube"].append(cubes[step])
+    np.savez(config.output / f"part_{worker}.npz", **{k: np.stack(v) for k, v in rows.items()})
+    env.close()
+
+
+def main() -> None:
+    config = draccus.parse(DataConfig)
+    config.output.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=simulate, args=(config, k)) for k in range(config.workers)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+    if any(process.exitcode for process in workers):
+        raise SystemExit("a simulator process failed: see its error above")
+
+
+if __name__ == "__main__":
+    main()

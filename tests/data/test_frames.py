@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from data_cases import IMAGE_KEYS, LENGTHS
+
+from deas_vla.data.episodes import load_episodes
+from deas_vla.data.frames import iter_episode_frames
+from deas_vla.errors import DeasError
+
+
+@pytest.fixture(scope="module")
+def table(recorded):
+    return load_episodes("test/recorded", recorded)
+
+
+@pytest.fixture(scope="module")
+def indexed(recorded):
+    """Every frame by LeRobot's random access: camera key to uint8 (T, H, W, 3)."""
+    from lerobot.datasets import LeRobotDataset
+
+    dataset = LeRobotDataset("test/recorded", recorded, video_backend="pyav", return_uint8=True)
+    items = [dataset[i] for i in range(len(dataset))]
+    return {
+        key: np.stack([item[key].permute(1, 2, 0).numpy() for item in items]) for key in IMAGE_KEYS
+    }
+
+
+@pytest.mark.parametrize("order", [None, [1, 2], [4], [3, 0, 2], [2, 2]])
+def test_equals_lerobot_frame_by_frame(recorded, table, indexed, order):
+    seen = []
+    for row, frames in iter_episode_frames(recorded, table, IMAGE_KEYS, order):
+        seen.append(row)
+        for key in IMAGE_KEYS:
+            assert frames[key].dtype == np.uint8
+            np.testing.assert_array_equal(frames[key], indexed[key][table.frames(row)])
+    assert seen == (list(range(len(LENGTHS))) if order is None else order)
+
+
+def test_episodes_of_a_partial_table(recorded, indexed, table):
+    part = load_episodes("test/recorded", recorded, episodes=[4, 2])
+    np.testing.assert_array_equal(part.episode_ids, [2, 4])
+    rows = dict(iter_episode_frames(recorded, part, IMAGE_KEYS[:1]))
+    np.testing.assert_array_equal(rows[1][IMAGE_KEYS[0]], indexed[IMAGE_KEYS[0]][table.frames(4)])
+
+
+def test_no_seek_within_a_file(recorded, table, monkeypatch):
+    """Files are opened once each; consecutive episodes cost no seek."""
+    from deas_vla.data import frames as module
+
+    opened = []
+    original = module._VideoReader._open
+
+    def counting_open(self, path):
+        opened.append(path)
+        original(self, path)
+
+    monkeypatch.setattr(module._VideoReader, "_open", counting_open)
+    list(iter_episode_frames(recorded, table, IMAGE_KEYS))
+    assert len(opened) == len(set(opened)) == len(list((recorded / "videos").glob("*/*/*.mp4")))
+
+
+def test_unknown_camera(recorded, table):
+    with pytest.raises(DeasError, match=r"lacks camera observation\.images\.top"):
+        next(iter_episode_frames(recorded, table, ["observation.images.top"]))
+
+
+def test_missing_and_short_videos(recorded, table, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(recorded, tmp_path / "copy")
+    video = sorted((copy / "videos" / IMAGE_KEYS[0]).glob("*/*.mp4"))
+    shutil.copy(video[-1], video[0])
+    video[-1].unlink()
+    with pytest.raises(DeasError, match="lacks frame"):
+        list(iter_episode_frames(copy, table, IMAGE_KEYS[:1]))
+    with pytest.raises(DeasError, match="cannot be read"):
+        list(iter_episode_frames(copy, table, IMAGE_KEYS[:1], [len(LENGTHS) - 1]))
