@@ -20,7 +20,7 @@ THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 # ---- What `make quickstart` runs ------------------------------------------------------------------------------------
 # The launcher's flags are all given, so that no accelerate config in the user's home changes the run. A team's own run
 # is the same two lines with another --config_path and --bundle.
-LAUNCH := .venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+LAUNCH := .venv/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(THREADS)
 QUICKSTART_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/quickstart.yaml
 QUICKSTART_EVAL := eval/robosuite.py --bundle outputs/quickstart --candidates='[1,16]' --episodes=100 --seed=0 \

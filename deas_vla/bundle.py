@@ -67,7 +67,9 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     directory = Path(directory)
     file = directory / MANIFEST
     if not file.is_file():
-        what = "is half-written" if any((directory / p).exists() for p in _PARTS) else "is no bundle"
+        what = (
+            "is half-written" if any((directory / p).exists() for p in _PARTS) else "is no bundle"
+        )
         raise DeasError(
             f"bundle {directory} {what} (no {MANIFEST}): run recipes/finetune_groot.py "
             f"--output_dir={directory} to the end"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import draccus
@@ -21,7 +22,9 @@ def parse(config_class: type[Config], arguments: list[str] | None = None) -> Con
     try:
         config: Config = draccus.parse(config_class, args=arguments, exit_on_error=False)
     except FileNotFoundError as error:
-        raise DeasError(f"config file '{error.filename}' does not exist: check --config_path") from None
+        raise DeasError(
+            f"config file '{error.filename}' does not exist: check --config_path"
+        ) from None
     except SystemExit as error:
         if error.code in (0, None):  # --help
             raise
@@ -42,6 +45,21 @@ def run(main: Callable[[Config], Any], config_class: type[Config]) -> None:
     except DeasError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def make_output_dir(path: Path) -> Path:
+    """Create ``path``; DeasError where it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DeasError(
+            f"output directory {path} cannot be written ({error.strerror}): "
+            "choose another with --output_dir"
+        ) from error
+    return path
 
 
 def _one_line(error: Exception) -> str:

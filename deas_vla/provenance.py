@@ -7,7 +7,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "lerobot", "datasets", "numpy", "mujoco")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "lerobot",
+    "datasets",
+    "numpy",
+    "mujoco",
+)
 
 
 def provenance() -> dict[str, Any]:

@@ -17,13 +17,15 @@ from dataclasses import asdict, dataclass, field  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from deas_vla.bundle import open_bundle, read_manifest  # noqa: E402
-from deas_vla.cli import run  # noqa: E402
+from deas_vla.cli import make_output_dir, run  # noqa: E402
 from deas_vla.errors import DeasError  # noqa: E402
+from deas_vla.policies.vla import VLASpec  # noqa: E402
 from deas_vla.provenance import provenance  # noqa: E402
 from deas_vla.sim import results  # noqa: E402
 from deas_vla.sim.agents import PolicyAgent  # noqa: E402
+from deas_vla.sim.env import EnvSpec  # noqa: E402
 from deas_vla.sim.evaluation import Worker, episode_seed, paired_trials, run_trials  # noqa: E402
-from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv  # noqa: E402
+from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv, lift_spec  # noqa: E402
 from deas_vla.sim.rollout import rollout  # noqa: E402
 from deas_vla.sim.video import write_episode_video  # noqa: E402
 
@@ -64,8 +66,20 @@ def make_agent(bundle: Path, temperature: float, candidates: int) -> PolicyAgent
             f"bundle {bundle} has no critic but --candidates asks for {candidates}: run the "
             "recipe with --stages=[features,critic], or use --candidates=[1]"
         )
+    check_embodiment(policy.vla.spec, lift_spec(LiftConfig()), str(bundle))
     policy.config.candidates, policy.config.temperature = candidates, temperature
     return PolicyAgent(policy)
+
+
+def check_embodiment(policy: VLASpec, env: EnvSpec, bundle: str) -> None:
+    """DeasError for a bundle of another robot."""
+    wanted = (len(env.state_names), len(env.action_names), set(env.image_keys))
+    if (policy.state_dim, policy.action_dim, set(policy.image_keys)) != wanted:
+        raise DeasError(
+            f"bundle {bundle} is of embodiment '{policy.embodiment}' (state {policy.state_dim}, "
+            f"action {policy.action_dim}, cameras {sorted(policy.image_keys)}), {env.name} has "
+            f"state {wanted[0]}, action {wanted[1]}, cameras {sorted(wanted[2])}: use its own bundle"
+        )
 
 
 def main(config: EvalConfig) -> None:
@@ -74,7 +88,7 @@ def main(config: EvalConfig) -> None:
     trials = paired_trials(config.seed, config.episodes, config.candidates)
     agent = functools.partial(make_agent, config.bundle, config.temperature)
     agent(max(config.candidates))  # a bundle that does not fit is refused before any simulator
-    output = results.make_output_dir(config.output_dir or config.bundle / "eval")
+    output = make_output_dir(config.output_dir or config.bundle / "eval")
 
     outcomes = []
     with tqdm(total=len(trials), desc="episodes", unit="ep") as bar:

@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from deas_vla.bundle import write_bundle
-from deas_vla.cli import run
+from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
 from deas_vla.data.episodes import load_episodes, split_episodes
 from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
@@ -31,12 +31,13 @@ def main(config: FinetuneConfig) -> None:
     config.check()
     table = load_episodes(config.dataset.repo_id, config.dataset.root)
     train, held_out = split_episodes(table, config.dataset.holdout, config.seed)
+    output = make_output_dir(config.output_dir)
     accelerator = make_accelerator(config)
     accelerator.print(
         f"{table.num_episodes} episodes, {int(table.episode_success.sum())} successful, "
         f"{table.num_frames} frames; {len(train)} episodes to train on"
     )
-    output, log = config.output_dir, accelerator.log
+    log = accelerator.log
     set_seed(config.seed, device_specific=True)
 
     # The base checkpoint, frozen, under the adapter of an earlier run where this one trains none.
@@ -46,6 +47,7 @@ def main(config: FinetuneConfig) -> None:
     statistics = dataset_statistics(table, train)
     device = str(accelerator.device)
     vla = load_vla(vla_config, dataset_stats=statistics, adapter=adapter, device=device)
+    config.check_fits(vla.spec)
 
     cache = Path(config.features.cache or output / "cache")
     encodings = extract_features(

@@ -115,7 +115,7 @@ def _mean_std(rows: Tensor, name: str, valid: Tensor | None = None) -> tuple[Ten
 
 
 def _blocks(rows: Tensor, valid: Tensor | None) -> Iterator[Tensor]:
-    flat = rows.reshape(-1, rows.shape[-1])
+    flat = rows.flatten(0, -2)
     for start in range(0, len(flat), _BLOCK):
-        block = torch.as_tensor(flat[start : start + _BLOCK]).double()
+        block = flat[start : start + _BLOCK].double()
         yield block if valid is None else block[valid[start : start + _BLOCK]]

@@ -141,7 +141,7 @@ def load_episodes(
         dataset_reward=reward,
         done=done,
         success=success,
-        terminated=success,
+        terminated=success.copy(),
         truncated=last & ~np.repeat(solved, end - start),
         episode_index=index,
         episode_start=start.astype(np.int64),

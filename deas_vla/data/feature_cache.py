@@ -207,7 +207,7 @@ class FeatureCache:
     def _join_shards(self) -> None:
         for path in self.directory.glob(".*"):  # left by processes that were killed while writing
             path.unlink()
-        before: Any = _read_array(self._features_path)
+        before = _read_array(self._features_path)
         checksums = []
         with _staged(self._features_path) as temporary:
             joined = np.lib.format.open_memmap(
@@ -215,10 +215,11 @@ class FeatureCache:
             )
             for episode in range(len(self._lengths)):
                 rows = self._rows(episode)
-                whole = self._shard_valid(episode)
-                shard = _read_array(self._shard_path(episode)) if whole else before[rows]
-                joined[rows] = shard
-                checksums.append(_checksum(shard))
+                source: Any = before[rows] if before is not None else None
+                if self._shard_valid(episode):
+                    source = _read_array(self._shard_path(episode))
+                joined[rows] = source
+                checksums.append(_checksum(source))
             joined.flush()
         stamp = _stamp(self._features_path)
         self._write_index({"sha256": checksums, "assembled": stamp})
@@ -289,7 +290,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     """The file's content, None where it is missing or torn."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return content
 

@@ -65,23 +65,24 @@ def rewards_from_success(
 
 
 def reward_bounds(
-    config: RewardConfig, reward: NDArray[np.floating] | None = None
+    config: RewardConfig, dataset_reward: NDArray[np.floating] | None = None
 ) -> tuple[float, float]:
     """Smallest and largest reward of one step, `(r_min, r_max)`, for the critic's value support.
 
     Args:
         config: the convention.
-        reward: (T,) rewards of all frames; only `kind="dataset"` looks at them, because only there
-            the convention itself does not bound them.
+        dataset_reward: (T,) the dataset's `next.reward`; only `kind="dataset"` looks at it,
+            because only there the convention itself does not bound the reward.
 
     Raises:
         DeasError: `kind="dataset"` without rewards to look at.
     """
     if config.kind == "dataset":
-        values = _dataset_rewards(reward)
+        values = _dataset_rewards(dataset_reward)
         if len(values) == 0:
             raise DeasError("reward column is empty: record at least one episode")
-        return float(values.min()), float(values.max())
+        bonus = config.success_bonus  # on whichever step succeeds
+        return float(values.min()) + min(0.0, bonus), float(values.max()) + max(0.0, bonus)
     failed, solved = (-1.0, 0.0) if config.kind == "success_minus_one" else (0.0, 1.0)
     solved += config.success_bonus
     return min(failed, solved), max(failed, solved)

@@ -61,7 +61,9 @@ class ValueGuidedConfig(PreTrainedConfig):
         return None
 
     def get_optimizer_preset(self) -> Any:
-        raise DeasError("a value-guided policy is not trained itself: use recipes/finetune_groot.py")
+        raise DeasError(
+            "a value-guided policy is not trained itself: use recipes/finetune_groot.py"
+        )
 
     def get_scheduler_preset(self) -> None:
         return None
@@ -161,7 +163,9 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         return self._queue.popleft()
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict | None]:
-        raise DeasError("a value-guided policy is not trained itself: use recipes/finetune_groot.py")
+        raise DeasError(
+            "a value-guided policy is not trained itself: use recipes/finetune_groot.py"
+        )
 
     def get_optim_params(self) -> dict:
         return {}
@@ -179,7 +183,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             save_critic(self.critic, save_directory / "critic")
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_name_or_path: str | Path,
         *,
@@ -248,5 +252,3 @@ def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
             f"critic scores {critic.config.action_dim} action dimensions, the policy has "
             f"{vla.spec.action_dim}: use a critic of this embodiment"
         )
-
-

@@ -24,7 +24,9 @@ def select(scores: Tensor, temperature: float, generator: torch.Generator | None
     if temperature < 0:
         raise DeasError(f"temperature {temperature} is negative: use 0 for argmax or a value above")
     if not torch.isfinite(scores).all():
-        raise DeasError(f"candidate scores hold {scores[~torch.isfinite(scores)][0]}: retrain the critic")
+        raise DeasError(
+            f"candidate scores hold {scores[~torch.isfinite(scores)][0]}: retrain the critic"
+        )
     if temperature == 0:
         return scores.argmax(dim=1)
     probabilities = torch.softmax(scores.double() / temperature, dim=1)

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deas_vla.errors import DeasError
 from deas_vla.policies.vla import Encoding, VLASpec
@@ -30,7 +32,7 @@ class GrootVLA:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         preprocessor: Any,
         postprocessor: Any,
         spec: VLASpec,
@@ -96,14 +98,15 @@ class GrootVLA:
         backbone = _backbone_path(root, config["model_name"])
         _check_fit(root, config, embodiment, image_keys, state_dim, action_dim)
         overrides = {} if denoising_steps is None else {"num_inference_timesteps": denoising_steps}
-        model = GR00TN17.from_pretrained(
-            str(root),
-            model_name=backbone,
-            use_flash_attention=False,
-            transformers_loading_kwargs=_NO_REMOTE_CODE,
-            dtype=dtype,
-            **overrides,
-        ).to(device)
+        with _quiet():
+            model = GR00TN17.from_pretrained(
+                str(root),
+                model_name=backbone,
+                use_flash_attention=False,
+                transformers_loading_kwargs=_NO_REMOTE_CODE,
+                dtype=dtype,
+                **overrides,
+            ).to(device)
         model.requires_grad_(False).eval()
         inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, 0, 0)) for key in image_keys}
         inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (state_dim,))
@@ -168,7 +171,9 @@ class GrootVLA:
             attention_mask=output["backbone_attention_mask"],
             image_mask=output["image_mask"],
             inputs={key: inputs[key] for key in ("state", "embodiment_id")},
-            state=torch.as_tensor(state, dtype=torch.float32).reshape(len(output["image_mask"]), -1),
+            state=torch.as_tensor(state, dtype=torch.float32).reshape(
+                len(output["image_mask"]), -1
+            ),
         )
 
     @torch.no_grad()
@@ -277,11 +282,15 @@ class GrootVLA:
 
 
 def checkpoint_directory(path: str | Path) -> Path:
-    """The local directory of a checkpoint: itself, or the Hub's snapshot of ``path``."""
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local.resolve()
-    if local.is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
+    """The local directory of a checkpoint: itself, or the Hub's snapshot of ``path``.
+
+    ``deas_vla/assets/...`` is also found beside the installed package, from any directory.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for local in (Path(path).expanduser(), package.parent / path):
+        if local.is_dir():
+            return local.resolve()
+    if Path(path).is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
         raise DeasError(f"policy checkpoint '{path}' does not exist: give a directory or a Hub id")
     from huggingface_hub import snapshot_download
 
@@ -396,6 +405,25 @@ def _token_grid(preprocessor: Any, model: Any) -> tuple[int, int]:
     pixels = vision.patch_size * vision.spatial_merge_size
     height, width = _encode_step(preprocessor).image_target_size
     return height // pixels, width // pixels
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the loaders' progress bars and their remarks on the tied, unused language head."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _batch_feature(**data: Any) -> Any:

@@ -76,7 +76,9 @@ def paired_trials(seed: int, episodes: int, candidates: list[int]) -> list[Trial
     if episodes < 1:
         raise DeasError(f"episodes {episodes}: use 1 or more")
     if not candidates or min(candidates) < 1 or len(set(candidates)) < len(candidates):
-        raise DeasError(f"candidates {candidates}: use distinct numbers of 1 or more, such as [1,16]")
+        raise DeasError(
+            f"candidates {candidates}: use distinct numbers of 1 or more, such as [1,16]"
+        )
     seeds = [episode_seed(seed, index) for index in range(episodes)]
     pairs = itertools.product(enumerate(seeds), candidates)
     return [Trial(index, episode, n) for (index, episode), n in pairs]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deas_vla.errors import DeasError
 from deas_vla.sim.evaluation import ERROR, Outcome
 from deas_vla.sim.statistics import paired_difference, wilson
 
@@ -61,7 +60,13 @@ def text_table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         rate = "-" if row["success_rate"] is None else f"{100 * row['success_rate']:.0f} %"
         low, high = (100 * bound for bound in row["ci95"])
-        cells = [row["task"], row["candidates"], row["episodes"], rate, f"{low:.0f} to {high:.0f} %"]
+        cells = [
+            row["task"],
+            row["candidates"],
+            row["episodes"],
+            rate,
+            f"{low:.0f} to {high:.0f} %",
+        ]
         if row["diff_to_base"] is None:
             cells += ["-", "-"]
         else:
@@ -121,18 +126,3 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
-
-
-def make_output_dir(path: Path) -> Path:
-    """Create ``path``; DeasError where it cannot be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise DeasError(
-            f"output directory {path} cannot be written ({error.strerror}): "
-            "choose another with --output_dir"
-        ) from error
-    return path

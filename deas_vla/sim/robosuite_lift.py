@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +11,22 @@ from deas_vla.errors import DeasError
 from deas_vla.sim.env import IMAGE_PREFIX, EnvSpec, Observation
 from deas_vla.sim.gl import gl_failure, use_headless_gl
 
-_SPEC_STATE = (
+_STATE_NAMES = (
     *(f"eef_pos.{axis}" for axis in "xyz"),
     *(f"eef_quat.{axis}" for axis in "xyzw"),
     "gripper.left",
     "gripper.right",
 )
-_SPEC_ACTION = (
+_ACTION_NAMES = (
     *(f"eef_delta_pos.{axis}" for axis in "xyz"),
     *(f"eef_delta_rot.{axis}" for axis in "xyz"),
     "gripper",
 )
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    """robosuite warns at length about parts of other robots on every start."""
+    return record.levelno >= logging.ERROR
 
 
 @dataclass(frozen=True)
@@ -43,28 +49,34 @@ class LiftConfig:
     cameras: tuple[str, ...] = field(default=("agentview", "robot0_eye_in_hand"))
 
 
+def lift_spec(config: LiftConfig) -> EnvSpec:
+    """The task's fixed facts, without starting a simulator."""
+    size = (config.image_size, config.image_size)
+    return EnvSpec(
+        name="Lift",
+        instruction="lift the red cube",
+        image_sizes={camera.removeprefix("robot0_"): size for camera in config.cameras},
+        state_names=_STATE_NAMES,
+        action_names=_ACTION_NAMES,
+        fps=config.fps,
+        horizon=config.horizon,
+        embodiment="robosuite_panda",
+    )
+
+
 class LiftEnv:
     """Pick the cube up from the table; success as soon as it is 4 cm above it."""
 
     def __init__(self, config: LiftConfig) -> None:
         use_headless_gl()
-        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+        # A filter, because importing robosuite resets its logger's level.
+        logging.getLogger("robosuite_logs").addFilter(_errors_only)
         import robosuite
         from robosuite import load_composite_controller_config
         from robosuite.utils.placement_samplers import UniformRandomSampler
 
         self.config = config
-        size = (config.image_size, config.image_size)
-        self.spec = EnvSpec(
-            name="Lift",
-            instruction="lift the red cube",
-            image_sizes={camera.removeprefix("robot0_"): size for camera in config.cameras},
-            state_names=_SPEC_STATE,
-            action_names=_SPEC_ACTION,
-            fps=config.fps,
-            horizon=config.horizon,
-            embodiment="robosuite_panda",
-        )
+        self.spec = lift_spec(config)
         table_offset = np.array((0.0, 0.0, 0.8))
         self._sampler = UniformRandomSampler(
             name="ObjectSampler",
@@ -89,7 +101,7 @@ class LiftEnv:
             hard_reset=False,
             seed=0,  # fixes the cube's size; episodes are seeded in reset()
         )
-        self._renderer = None
+        self._renderer: Any = None
 
     def reset(self, seed: int) -> None:
         self._env.rng = self._sampler.rng = np.random.default_rng(seed)

@@ -40,7 +40,9 @@ def _draw(episode: Episode, step: int, fps: int) -> NDArray[np.uint8]:
     draw.text((8, top + 4), f"{look.task}   t = {step / fps:.1f} s   {outcome}", "white", font)
     if "scores" in info:
         scores, chosen = info["scores"], info["chosen"]
-        text = f"Q of the chosen chunk {scores[chosen]:.2f}   ({len(scores)} candidates, step {start})"
+        text = (
+            f"Q of the chosen chunk {scores[chosen]:.2f}   ({len(scores)} candidates, step {start})"
+        )
         draw.text((8, top + 24), text, "white", font)
         _draw_scores(draw, scores, chosen, (8, top + 58, width - 8))
     else:
@@ -48,7 +50,9 @@ def _draw(episode: Episode, step: int, fps: int) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
-def _draw_scores(draw: object, scores: list[float], chosen: int, line: tuple[int, int, int]) -> None:
+def _draw_scores(
+    draw: object, scores: list[float], chosen: int, line: tuple[int, int, int]
+) -> None:
     """Candidates as ticks on a line from the worst to the best of this decision."""
     left, y, right = line
     low, span = min(scores), max(max(scores) - min(scores), 1e-6)

@@ -6,8 +6,10 @@ from pathlib import Path
 from deas_vla.critic.config import CriticConfig
 from deas_vla.data.pooling import PoolingConfig
 from deas_vla.data.rewards import RewardConfig
+from deas_vla.data.transitions import Tail
 from deas_vla.errors import DeasError
 from deas_vla.policies.config import VLAConfig
+from deas_vla.policies.vla import VLASpec
 
 STAGES = ("features", "policy", "critic")
 
@@ -110,7 +112,7 @@ class CriticTrainingConfig(CriticConfig):
     steps: int = 10_000
     batch_size: int = 256
     reward: RewardConfig = field(default_factory=RewardConfig)
-    tail: str = "drop"
+    tail: Tail = "drop"
     log_every: int = 100
 
     def critic(self, **resolved: object) -> CriticConfig:
@@ -169,7 +171,9 @@ class FinetuneConfig:
         """DeasError for a value that no stage could work with."""
         for stage in self.stages:
             if stage not in STAGES:
-                raise DeasError(f"stage '{stage}' is unknown: --stages takes some of {list(STAGES)}")
+                raise DeasError(
+                    f"stage '{stage}' is unknown: --stages takes some of {list(STAGES)}"
+                )
         if self.policy.episodes not in ("all", "successful"):
             raise DeasError(
                 f"policy.episodes '{self.policy.episodes}' is unknown: use all or successful"
@@ -186,3 +190,13 @@ class FinetuneConfig:
                     f"{name}.batch_size={stage_config.batch_size}, {name}.steps="
                     f"{stage_config.steps}: use a batch of 1 or more and 0 or more steps"
                 )
+        if self.critic.horizon < 1:
+            raise DeasError(f"critic.horizon {self.critic.horizon}: use 1 step or more")
+
+    def check_fits(self, spec: VLASpec) -> None:
+        """DeasError for a critic chunk that the policy's does not hold."""
+        if self.critic.horizon > spec.action_horizon:
+            raise DeasError(
+                f"critic chunk length {self.critic.horizon} exceeds the policy's "
+                f"{spec.action_horizon}: use --critic.horizon={spec.action_horizon} or less"
+            )

@@ -147,9 +147,7 @@ def task_masks(vla: GrootVLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     return encoding.attention_mask.cpu(), encoding.image_mask.cpu()
 
 
-def cache_key(
-    vla: GrootVLA, table: EpisodeTable, config: FeaturesConfig, name: str
-) -> Fingerprint:
+def cache_key(vla: GrootVLA, table: EpisodeTable, config: FeaturesConfig, name: str) -> Fingerprint:
     """Everything that the cached numbers depend on."""
     key: dict[str, Any] = {
         "backbone": vla.backbone_fingerprint(),

@@ -1,15 +1,12 @@
 """Metrics to accelerate's trackers."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
 
 from deas_vla.training.config import FinetuneConfig
-
-Log = Callable[[dict[str, float], int], None]
 
 
 def make_accelerator(config: FinetuneConfig) -> Accelerator:
@@ -18,7 +15,9 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
     names += [] if config.tracker == "none" else [config.tracker]
     accelerator = Accelerator(log_with=names or None, project_dir=str(config.output_dir))
     if names:
-        accelerator.init_trackers(config.wandb.project, config=_flat(plain(config)))
+        accelerator.init_trackers(
+            "logs" if not config.wandb.enable else config.wandb.project, config=_flat(plain(config))
+        )
     return accelerator
 
 

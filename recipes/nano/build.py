@@ -95,7 +95,11 @@ def backbone_config(ids: dict[str, int]):
             "num_key_value_heads": 2,
             "head_dim": 32,
             "max_position_embeddings": 1024,
-            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"},
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [6, 5, 5],
+                "rope_type": "default",
+            },
             "rope_theta": 10000,
             "tie_word_embeddings": True,
             "eos_token_id": ids["<|im_end|>"],
@@ -116,7 +120,9 @@ def backbone_config(ids: dict[str, int]):
     )
 
 
-def group_statistics(values: np.ndarray, groups: dict[str, int]) -> dict[str, dict[str, list[float]]]:
+def group_statistics(
+    values: np.ndarray, groups: dict[str, int]
+) -> dict[str, dict[str, list[float]]]:
     """Isaac-GR00T's ``statistics.json`` entry of one modality; values (n, dim)."""
     out, at = {}, 0
     for name, dim in groups.items():

@@ -94,7 +94,9 @@ def one_cycle(parameters: list[nn.Parameter], lr: float, steps: int):
     )
 
 
-def ground(vla, inputs, target: Tensor, train: Tensor, test: Tensor, config: PretrainConfig) -> float:
+def ground(
+    vla, inputs, target: Tensor, train: Tensor, test: Tensor, config: PretrainConfig
+) -> float:
     """Regress cube positions from the mean of the tokens; returns the held-out error in metres."""
     scale, centre = 0.05, target[train].mean(0)
     head = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 6))
@@ -140,7 +142,9 @@ def flow(vla, inputs, train: Tensor, test: Tensor, config: PretrainConfig) -> fl
     def loss_of(index: Tensor) -> Tensor:
         chosen = {key: inputs[key][index] for key in ("state", "embodiment_id")}
         encoding = Encoding(tokens[index], attention[index], images[index], chosen, chosen["state"])
-        return vla.flow_matching_loss(encoding, inputs["action"][index], inputs["action_mask"][index])
+        return vla.flow_matching_loss(
+            encoding, inputs["action"][index], inputs["action_mask"][index]
+        )
 
     optimizer, schedule = one_cycle(list(head.parameters()), config.lr, config.flow_steps)
     progress = tqdm(range(config.flow_steps), desc="flow matching")

@@ -29,7 +29,7 @@ def small_config(algorithm: str = "deas", **changes: object) -> CriticConfig:
         "v_min": -10.0,
         "v_max": 1.0,
     }
-    return CriticConfig(**{**settings, **changes})  # type: ignore[arg-type]
+    return CriticConfig(**{**settings, **changes})
 
 
 def random_statistics(seed: int = 1) -> Statistics:

@@ -171,7 +171,7 @@ def solve(rows: list[Row], tau: float) -> tuple[QTable, VTable]:
             return q, v
 
 
-def to_batch(rows: list[Row], states: int) -> ChunkBatch:
+def to_batch(rows: list[Row], states: int, **extra: torch.Tensor | None) -> ChunkBatch:
     """All rows as one batch; states are one-hot, there is no feature."""
     eye = torch.eye(states)
     empty = torch.zeros(len(rows), 0)
@@ -184,5 +184,7 @@ def to_batch(rows: list[Row], states: int) -> ChunkBatch:
         bootstrap=torch.tensor([row.bootstrap for row in rows]),
         terminated=torch.tensor([row.terminated for row in rows]),
         next_feature=empty,
+        # The goal has no row of its own; what stands for it is never read.
         next_state=eye[[row.next_state % states for row in rows]],
+        **extra,
     )

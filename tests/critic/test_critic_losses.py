@@ -44,7 +44,7 @@ def outputs(critic: QVCritic, batch: ChunkBatch) -> tuple[Tensor, Tensor, Tensor
 
     def observe(feature: Tensor, state: Tensor) -> Tensor:
         scaled = (feature - n.feature_mean) / n.feature_std
-        return torch.cat([critic.encoder(scaled), (state - n.state_mean) / n.state_std], -1)  # type: ignore[misc]
+        return torch.cat([critic.encoder(scaled), (state - n.state_mean) / n.state_std], -1)
 
     obs = observe(batch.feature, batch.state)
     steps = (batch.actions - n.action_mean) / n.action_std * batch.action_valid.unsqueeze(-1)
@@ -229,9 +229,9 @@ def test_score_is_the_smallest_member(build: Build, batch: ChunkBatch, algorithm
         for name, own in one.state_dict().items():
             ensemble = state[name].shape[0] == 2 and own.shape[0] == 1 and "layers" in name
             own.copy_(state[name][member : member + 1] if ensemble else state[name])
-        singles.append(one.score(batch.feature, batch.state, batch.next_candidates))  # type: ignore[arg-type]
+        singles.append(one.score(batch.feature, batch.state, batch.next_candidates))
     expected = torch.minimum(*singles)
-    score = two.score(batch.feature, batch.state, batch.next_candidates)  # type: ignore[arg-type]
+    score = two.score(batch.feature, batch.state, batch.next_candidates)
     torch.testing.assert_close(score, expected)
 
 
@@ -248,7 +248,7 @@ def test_a_chunk_of_another_length_is_refused(
 def test_nothing_behind_the_end_of_an_episode_gets_through(
     build: Build, batch: ChunkBatch, algorithm: str
 ) -> None:
-    """NaN in the next observation of an ended episode, or in a step after its terminal, is unread."""
+    """A NaN in the next observation of an ended episode, or in a step after its end, is unread."""
     ended, invalid = batch.terminated, ~batch.action_valid
     nan = float("nan")
     poisoned = dataclasses.replace(
@@ -256,7 +256,7 @@ def test_nothing_behind_the_end_of_an_episode_gets_through(
         actions=batch.actions.masked_fill(invalid.unsqueeze(-1), nan),
         next_feature=batch.next_feature.masked_fill(ended.unsqueeze(-1), nan),
         next_state=batch.next_state.masked_fill(ended.unsqueeze(-1), nan),
-        next_actions=batch.next_actions.masked_fill(ended.view(-1, 1, 1), nan),  # type: ignore[union-attr]
+        next_actions=batch.next_actions.masked_fill(ended.view(-1, 1, 1), nan),
     )
     critic = build(algorithm)
     assert torch.equal(critic(poisoned, seeded())[0], critic(batch, seeded())[0])
@@ -270,7 +270,7 @@ def test_bf16_autocast_keeps_targets_and_losses_in_float32(
     plain, _ = critic(batch, seeded())
     with torch.autocast("cpu", torch.bfloat16):
         loss, metrics = critic(batch, seeded())
-        score = critic.score(batch.feature, batch.state, batch.next_candidates)  # type: ignore[arg-type]
+        score = critic.score(batch.feature, batch.state, batch.next_candidates)
     loss.backward()
     assert loss.dtype == score.dtype == torch.float32
     assert all(m.dtype == torch.float32 for m in metrics.values())
@@ -284,7 +284,7 @@ def test_no_feature_or_no_state(algorithm: str) -> None:
         batch = random_batch()
         empty = torch.zeros(B, 0)
         part = absent.removesuffix("_dim")
-        batch = dataclasses.replace(batch, **{part: empty, f"next_{part}": empty})  # type: ignore[arg-type]
+        batch = dataclasses.replace(batch, **{part: empty, f"next_{part}": empty})
         critic(batch, seeded())[0].backward()
         assert critic.value(batch.feature, batch.state).shape == (B,)
 
@@ -349,7 +349,7 @@ def test_members_of_the_ensemble_are_independent() -> None:
 
 def test_score_gradients_in_float64(build: Build) -> None:
     critic, batch = qv(build, "deas"), random_batch(dtype=torch.float64)
-    candidates = batch.next_candidates[:2, :2].clone().requires_grad_()  # type: ignore[index]
+    candidates = batch.next_candidates[:2, :2].clone().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda a: critic.score(batch.feature[:2], batch.state[:2], a), (candidates,)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -36,7 +37,7 @@ def scipy_projection(support: ValueSupport, y: float, sigma: float) -> torch.Ten
     mass = [
         # Beyond y the survival function keeps the digits that a difference near 1 would lose.
         dist.sf(low) - dist.sf(high) if low > y else dist.cdf(high) - dist.cdf(low)
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in itertools.pairwise(edges)
     ]
     total = dist.cdf(support.v_max) - dist.cdf(support.v_min)
     return torch.tensor([m / total for m in mass], dtype=torch.float64)
@@ -273,5 +274,5 @@ def test_senseless_bounds_are_refused(kind: str, changes: dict[str, object], nam
         "horizon": 4,
     }
     with pytest.raises(DeasError) as refusal:
-        support_bounds(kind, **{**settings, **changes})  # type: ignore[arg-type]
+        support_bounds(kind, **{**settings, **changes})
     assert named in str(refusal.value) and "\n" not in str(refusal.value)

@@ -1,18 +1,9 @@
 """Fixtures of the dataset tests."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from data_cases import LENGTHS, OUTCOMES, Episode, make_episode, record
-
-
-@pytest.fixture(scope="session", autouse=True)
-def huggingface_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the arrow cache of `datasets` out of the user's home."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
 
 
 @pytest.fixture(scope="session")

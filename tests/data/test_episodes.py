@@ -103,6 +103,14 @@ def test_wrong_places(tmp_path, copy):
     assert "is not a LeRobot dataset (no meta/info.json)" in failure(copy)
 
 
+def test_without_a_root_lerobots_home_is_searched(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("lerobot.utils.constants.HF_LEROBOT_HOME", tmp_path)
+    assert load_episodes("dataset").root == copy  # the fixture put it there under this name
+    with pytest.raises(DeasError, match="nobody/nothing is neither local nor on the Hub") as error:
+        load_episodes("nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
 def test_versions(copy):
     edit_info(copy, codebase_version="v2.1")
     message = failure(copy)

@@ -74,3 +74,34 @@ def test_missing_and_short_videos(recorded, table, tmp_path):
         list(iter_episode_frames(copy, table, IMAGE_KEYS[:1]))
     with pytest.raises(DeasError, match="cannot be read"):
         list(iter_episode_frames(copy, table, IMAGE_KEYS[:1], [len(LENGTHS) - 1]))
+
+
+def test_images_stored_in_parquet(tmp_path, episodes):
+    """LeRobot also allows lossless images instead of videos."""
+    from lerobot.datasets import LeRobotDataset
+
+    camera = IMAGE_KEYS[0]
+    features = {
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": None},
+        "action": {"dtype": "float32", "shape": (2,), "names": None},
+        "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+        camera: {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"]},
+    }
+    root = tmp_path / "images"
+    dataset = LeRobotDataset.create("test/images", 20, features, root=root, use_videos=False)
+    for episode in episodes[:2]:
+        for t in range(len(episode.action)):
+            frame = {
+                "observation.state": episode.state[t].astype(np.float32),
+                "action": episode.action[t].astype(np.float32),
+                "next.success": episode.success[t : t + 1],
+                camera: episode.images[camera][t],
+                "task": "task",
+            }
+            dataset.add_frame(frame)
+        dataset.save_episode()
+    dataset.finalize()
+    table = load_episodes("test/images", root)
+    assert table.image_keys == (camera,) and table.dataset_reward is None
+    for row, frames in iter_episode_frames(root, table, [camera]):
+        np.testing.assert_array_equal(frames[camera], episodes[row].images[camera])

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 from deas_vla.data.recording import EpisodeRecorder
-from deas_vla.sim.robosuite_lift import _SPEC_ACTION, _SPEC_STATE
+from deas_vla.sim.robosuite_lift import LiftConfig, lift_spec
 
-CAMERAS = ("observation.images.agentview", "observation.images.eye_in_hand")
+SPEC = lift_spec(LiftConfig())
+CAMERAS = SPEC.image_keys
 
 
 def record(root: Path, episodes: int = 6, state_dim: int = 9, action_dim: int = 7) -> Path:
     """Episodes of 14 to 24 steps; even ones succeed. Success shows in pictures and actions."""
     rng = np.random.default_rng(0)
-    names = (list(_SPEC_STATE) * 4)[:state_dim], (list(_SPEC_ACTION) * 4)[:action_dim]
+    names = (SPEC.state_names * 4)[:state_dim], (SPEC.action_names * 4)[:action_dim]
     with EpisodeRecorder(
-        root, "test/tiny", 10, {key: (64, 64) for key in CAMERAS}, *names, robot_type="panda"
+        root, "test/tiny", 10, dict.fromkeys(CAMERAS, (64, 64)), *names, robot_type="panda"
     ) as recorder:
         for episode in range(episodes):
             steps, good = 14 + 2 * episode, episode % 2 == 0

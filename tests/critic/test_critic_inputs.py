@@ -1,0 +1,161 @@
+"""Statistics, batches and settings: what they compute and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from critic_cases import A, B, F, H, S, random_batch, random_statistics, seeded, small_config
+
+from deas_vla.critic import (
+    ChunkBatch,
+    CriticConfig,
+    InferenceConfig,
+    Normalizer,
+    Statistics,
+    compute_statistics,
+    make_critic,
+)
+from deas_vla.critic import normalization as normalization_module
+from deas_vla.critic.config import ALGORITHMS
+from deas_vla.critic.registry import CRITICS
+from deas_vla.errors import DeasError
+
+# Statistics.
+
+
+def test_statistics_of_valid_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalization_module, "_BLOCK", 7)  # many blocks, an uneven last one
+    generator = seeded()
+    features = 1e3 + torch.randn(50, F, generator=generator)
+    states = torch.randn(50, S, generator=generator) * torch.tensor([1e-3, 1.0, 1e3])
+    actions = torch.randn(50, H, A, generator=generator)
+    valid = torch.rand(50, H, generator=generator) < 0.7
+    actions[~valid] = float("nan")
+    statistics = compute_statistics(features, states, actions, valid)
+    for name, rows in (("feature", features), ("state", states), ("action", actions[valid])):
+        mean, std = getattr(statistics, f"{name}_mean"), getattr(statistics, f"{name}_std")
+        assert mean.dtype == std.dtype == torch.float32
+        torch.testing.assert_close(mean, rows.double().mean(0).float())
+        torch.testing.assert_close(std, rows.double().std(0, correction=0).float())
+
+
+def test_a_constant_dimension_is_centred_and_left_unscaled() -> None:
+    states = torch.tensor([[3.0, 1.0], [3.0, 2.0]])
+    statistics = compute_statistics(torch.zeros(2, 0), states, torch.zeros(2, H, A))
+    assert statistics.state_std[0] == 1 and statistics.action_std.eq(1).all()
+    scaled = Normalizer(statistics).state(states)
+    torch.testing.assert_close(scaled, torch.tensor([[0.0, -1.0], [0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["features", "states", "actions"])
+def test_values_that_are_not_finite_are_refused_by_name(place: str, value: float) -> None:
+    arrays = {"features": torch.zeros(4, F), "states": torch.zeros(4, S),
+              "actions": torch.zeros(4, H, A)}  # fmt: skip
+    arrays[place].view(-1)[3] = value
+    with pytest.raises(DeasError, match=f"^{place} hold a NaN"):
+        compute_statistics(**arrays)
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(DeasError, match="states have no rows"):
+        compute_statistics(torch.zeros(1, F), torch.zeros(0, S), torch.zeros(1, H, A))
+
+
+def test_statistics_of_another_dataset_are_refused() -> None:
+    with pytest.raises(DeasError, match=rf"state_mean has shape \({S + 1},\).*state_dim = {S}"):
+        make_critic(small_config(), Statistics.identity(F, S + 1, A))
+
+
+def test_invalid_steps_are_the_mean_action_whatever_stands_there() -> None:
+    normalizer = Normalizer(random_statistics())
+    valid = torch.tensor([[True, False]])
+    scaled = normalizer.actions(torch.full((1, 2, A), float("nan")), valid)
+    assert scaled[0, 0].isnan().all() and scaled[0, 1].eq(0).all()
+
+
+# Batches.
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"state": torch.zeros(B + 1, S)}, "batch.state"),
+        ({"next_state": torch.zeros(B, S + 1)}, "batch.next_state"),
+        ({"reward": torch.zeros(B, 1)}, "batch.reward"),
+        ({"action_valid": torch.ones(B, H + 1, dtype=torch.bool)}, "batch.action_valid"),
+        ({"terminated": torch.zeros(B)}, "batch.terminated"),
+        ({"actions": torch.zeros(B, A)}, "batch.actions"),
+        ({"next_actions": torch.zeros(B, H, A + 1)}, "batch.next_actions"),
+        ({"next_candidates": torch.zeros(B, H, A)}, "batch.next_candidates"),
+        ({"next_candidates": torch.zeros(B, 3, H + 1, A)}, "batch.next_candidates"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_by_name(
+    batch: ChunkBatch, changes: dict[str, torch.Tensor], named: str
+) -> None:
+    with pytest.raises(DeasError, match=named):
+        dataclasses.replace(batch, **changes)
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    moved = dataclasses.replace(random_batch(), next_candidates=None).to("meta")
+    assert moved.next_candidates is None
+    assert moved.actions.device.type == moved.next_actions.device.type == "meta"
+
+
+# Settings.
+
+
+def test_every_algorithm_has_a_class() -> None:
+    assert tuple(CRITICS) == ALGORITHMS
+
+
+def test_settings_survive_json() -> None:
+    config = small_config("evor", inference=InferenceConfig(eta=0.3))
+    assert CriticConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"algorithm": "sac"}, "critic.algorithm = 'sac'"),
+        ({"support": "auto"}, "critic.support = 'auto'"),
+        ({"action_dim": 0}, "critic.action_dim = 0"),
+        ({"horizon": 0}, "critic.horizon = 0"),
+        ({"feature_dim": 0, "state_dim": 0}, "critic.state_dim = 0"),
+        ({"hidden": []}, r"critic.hidden = \[\]"),
+        ({"ensemble": 0}, "critic.ensemble = 0"),
+        ({"bins": 1}, "critic.bins = 1"),
+        ({"sigma_bins": 0.0}, "critic.sigma_bins = 0.0"),
+        ({"g2": 1.1}, "critic.g2 = 1.1"),
+        ({"expectile": 1.0}, "critic.expectile = 1.0"),
+        ({"ema": 0.0}, "critic.ema = 0.0"),
+        ({"lr": float("nan")}, "critic.lr = nan"),
+        ({"v_max": None}, "critic.v_max = None"),
+        ({"v_max": -10.0}, "critic.v_max = -10.0"),
+        ({"inference": InferenceConfig(eta=0)}, "critic.inference.eta = 0"),
+        ({"inference": InferenceConfig(samples=0)}, "critic.inference.samples = 0"),
+    ],
+)
+def test_senseless_settings_are_refused_by_name(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(DeasError, match=named):
+        make_critic(small_config(**changes))
+
+
+@pytest.mark.parametrize("where", ["critic", "critic.inference"])
+def test_unknown_settings_are_refused_by_name(where: str) -> None:
+    values = small_config().to_dict()
+    (values if where == "critic" else values["inference"])["expectil"] = 0.9
+    with pytest.raises(DeasError, match=rf"^{where}.expectil = 0.9"):
+        CriticConfig.from_dict(values)
+
+
+def test_a_critic_keeps_its_own_settings() -> None:
+    config = small_config()
+    critic = make_critic(config)
+    config.expectile = 0.99
+    assert critic.config.expectile == 0.7

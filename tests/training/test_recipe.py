@@ -1,0 +1,319 @@
+"""The recipe end to end at toy size, what it leaves behind, and what it refuses."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from conftest import record  # tests/training/conftest.py
+from safetensors.torch import load_file
+
+from deas_vla.bundle import open_bundle, read_manifest
+from deas_vla.cli import parse
+from deas_vla.errors import DeasError
+from deas_vla.policies.groot import GrootVLA
+from deas_vla.training.config import FinetuneConfig
+
+ROOT = Path(__file__).parents[2]
+NANO = ROOT / "deas_vla/assets/groot_nano"
+Run = Callable[..., Path]
+
+
+def load_script(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flags(dataset: Path, output: Path, *more: str) -> list[str]:
+    return [
+        f"--dataset.root={dataset}",
+        "--dataset.holdout=0.34",
+        f"--policy.path={NANO}",
+        "--policy.embodiment=robosuite_panda",
+        "--policy.steps=3",
+        "--policy.batch_size=8",
+        "--critic.steps=12",
+        "--critic.batch_size=16",
+        "--critic.hidden=[32,32]",
+        "--critic.log_every=4",
+        f"--output_dir={output}",
+        "--tracker=none",
+        *more,
+    ]
+
+
+def recipe(dataset: Path, output: Path, *more: str) -> Path:
+    config = parse(FinetuneConfig, flags(dataset, output, *more))
+    load_script("recipes/finetune_groot.py").main(config)
+    return output
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recipe(tiny_dataset, tmp_path_factory.mktemp("run") / "bundle", "--tracker=tensorboard")
+
+
+def test_bundle_is_whole_and_says_where_it_came_from(bundle: Path, tiny_dataset: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest["config"]["critic"]["steps"] == 12
+    assert manifest["config"]["policy"]["lora_rank"] == 16  # a default, resolved
+    assert manifest["versions"]["lerobot"] and "git_revision" in manifest
+    assert len(manifest["data"]["held_out_episodes"]) == 2
+    files = {"policy/adapter_config.json", "policy/adapter_model.safetensors", "critic/config.json"}
+    files |= {"critic/model.safetensors", "critic/normalization.safetensors", "README.md"}
+    assert files <= set(manifest["files"])
+    assert list(bundle.rglob("events.out.tfevents*"))
+
+
+def test_bundle_is_a_policy(bundle: Path) -> None:
+    policy = open_bundle(bundle)
+    policy.reset([3])
+    pictures = {
+        key: torch.zeros(1, 3, 64, 64, dtype=torch.uint8) for key in policy.vla.spec.image_keys
+    }
+    batch = {**pictures, "observation.state": torch.zeros(1, 9), "task": ["lift the red cube"]}
+    chunk = policy.predict_action_chunk(batch)
+    assert chunk.shape == (1, 8, 7)
+    scores = policy.last_decision.scores
+    assert scores.shape == (1, 16) and int(policy.last_decision.chosen) == int(scores.argmax())
+    policy.reset([3])
+    steps = [policy.select_action(batch) for _ in range(8)]
+    assert torch.equal(torch.stack(steps, dim=1), chunk)
+
+
+def test_one_candidate_of_the_guided_policy_is_its_first_of_many(bundle: Path) -> None:
+    policy = open_bundle(bundle)
+    pictures = {
+        key: torch.full((1, 3, 64, 64), 99, dtype=torch.uint8) for key in policy.vla.spec.image_keys
+    }
+    batch = {**pictures, "observation.state": torch.zeros(1, 9), "task": ["lift the red cube"]}
+    policy.reset([5])
+    policy.predict_action_chunk(batch)
+    first_of_many = policy.last_decision.candidates[:, 0]
+    policy.config.candidates = 1
+    policy.reset([5])
+    alone = policy.predict_action_chunk(batch)
+    torch.testing.assert_close(alone, first_of_many[:, :8], atol=1e-5, rtol=0)
+    assert policy.last_decision.scores is None
+
+
+def test_adapter_loads_with_peft_alone(bundle: Path) -> None:
+    from lerobot.policies.groot.groot_n1_7 import GR00TN17
+    from peft import PeftModel
+
+    base = GR00TN17.from_pretrained(
+        str(NANO),
+        model_name=str(NANO / "backbone"),
+        transformers_loading_kwargs={"trust_remote_code": False},
+        dtype=torch.float32,
+    )
+    loaded = PeftModel.from_pretrained(base, str(bundle / "policy"))
+    ours = open_bundle(bundle).vla.model
+    theirs = dict(loaded.named_parameters())
+    adapters = [name for name, _ in ours.named_parameters() if "lora_" in name]
+    assert adapters and all("action_head.model" in name for name in adapters)
+    for name in adapters:
+        assert torch.equal(theirs[name], dict(ours.named_parameters())[name]), name
+
+
+def test_training_changes_the_adapter_and_never_the_backbone(bundle: Path) -> None:
+    trained = load_file(bundle / "policy/adapter_model.safetensors")
+    assert any(name.endswith("lora_B.weight") and bool(t.any()) for name, t in trained.items())
+    policy = open_bundle(bundle)
+    from deas_vla.policies.config import load_vla
+
+    untouched = load_vla(policy.config.vla, dataset_stats=policy.dataset_stats)
+    assert policy.vla.backbone_fingerprint() == untouched.backbone_fingerprint()
+
+
+def test_backbone_is_the_same_after_finetuning_in_place(tiny_dataset: Path, tmp_path: Path) -> None:
+    """The very object that was trained, not a reloaded one."""
+    script = load_script("recipes/finetune_groot.py")
+    seen = {}
+    load = script.load_vla
+
+    def load_and_remember(*arguments: object, **named: object) -> GrootVLA:
+        vla = seen["vla"] = load(*arguments, **named)
+        seen["before"] = {k: t.clone() for k, t in vla.groot.backbone.state_dict().items()}
+        return vla
+
+    script.load_vla = load_and_remember
+    script.main(parse(FinetuneConfig, flags(tiny_dataset, tmp_path / "run")))
+    after = seen["vla"].groot.backbone.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in seen["before"].items())
+
+
+def test_critic_training_never_asks_the_policy(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(*_: object, **__: object) -> None:
+        raise AssertionError("a critic target asked the policy")
+
+    for name in ("sample", "sample_normalised", "flow_matching_loss"):
+        monkeypatch.setattr(GrootVLA, name, poisoned)
+    cache = f"--features.cache={bundle / 'cache'}"
+    alone = recipe(tiny_dataset, tmp_path / "critic", "--stages=[features,critic]", cache)
+    ours, theirs = (load_file(d / "critic/model.safetensors") for d in (alone, bundle))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_second_run_reuses_the_cache(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    encode = GrootVLA.encode
+    monkeypatch.setattr(GrootVLA, "encode", lambda *a: calls.append(1) or encode(*a))
+    cache = f"--features.cache={bundle / 'cache'}"
+    recipe(tiny_dataset, tmp_path / "again", "--stages=[features,critic]", cache)
+    assert len(calls) == 1  # the instruction's masks; no frame
+
+
+def test_critic_stage_alone_keeps_the_adapter(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    output = recipe(tiny_dataset, tmp_path / "run", "--stages=[features,policy]")
+    assert open_bundle(output).critic is None
+    adapter = load_file(output / "policy/adapter_model.safetensors")
+    recipe(tiny_dataset, output, "--stages=[features,critic]")
+    assert open_bundle(output).critic is not None
+    again = load_file(output / "policy/adapter_model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in adapter.items())
+
+
+def test_filtered_behaviour_cloning_uses_successes_only(tiny_dataset: Path) -> None:
+    from deas_vla.data.episodes import load_episodes
+    from deas_vla.training.policy import chunk_starts
+
+    table = load_episodes("test/tiny", tiny_dataset)
+    every = np.arange(table.num_episodes)
+    chosen = chunk_starts(table, every, "successful")
+    assert set(table.episode_index[chosen]) == {0, 2, 4}
+    assert len(chunk_starts(table, every, "all")) == table.num_frames
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_critic(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]
+    launch += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    launch += ["--dynamo_backend=no", "--num_cpu_threads_per_process=1"]
+    script = str(ROOT / "recipes/finetune_groot.py")
+    output = tmp_path / "two"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [*launch, script, *flags(tiny_dataset, output)], check=True, cwd=ROOT, env=environment
+    )
+    ours, theirs = (load_file(d / "critic/model.safetensors") for d in (output, bundle))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=0)
+    features = [
+        np.load(next((d / "cache").glob("pooled-*/features.npy"))) for d in (output, bundle)
+    ]
+    np.testing.assert_allclose(*features, atol=1e-2)
+
+
+def drop_column(root: Path, copy: Path, *columns: str) -> Path:
+    """The same dataset without some columns."""
+    import shutil
+
+    import pyarrow.parquet as parquet
+
+    shutil.copytree(root, copy)
+    for file in (copy / "data").rglob("*.parquet"):
+        parquet.write_table(parquet.read_table(file).drop_columns(list(columns)), file)
+    info = json.loads((copy / "meta/info.json").read_text())
+    for column in columns:
+        info["features"].pop(column)
+    (copy / "meta/info.json").write_text(json.dumps(info))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dataset.root=/nowhere"], "dataset root /nowhere does not exist"),
+        (["--critic.horizon=17"], "critic chunk length 17 exceeds the policy's 16"),
+        (["--critic.horizon=0"], "critic.horizon"),
+        (["--stages=[critics]"], "stage 'critics' is unknown"),
+        (["--policy.episodes=best"], "policy.episodes 'best' is unknown"),
+        (["--policy.path=/nowhere"], "policy checkpoint '/nowhere' does not exist"),
+        (["--features.pooling.kind=max"], "pooling"),
+        (["--output_dir=/proc/forbidden"], "output directory /proc/forbidden cannot be written"),
+        (["--critic.nonsense=1"], "unrecognized arguments"),
+        (["--config_path=/nowhere.yaml"], "config file '/nowhere.yaml' does not exist"),
+    ],
+)
+def test_mistakes_are_refused_by_name(
+    tiny_dataset: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    with pytest.raises(DeasError, match=message) as caught:
+        recipe(tiny_dataset, tmp_path / "run", *more)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "bundle.json").exists()
+
+
+def test_unknown_yaml_key_is_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("critic:\n  stepz: 3\n")
+    with pytest.raises(DeasError, match="stepz"):
+        recipe(tiny_dataset, tmp_path / "run", f"--config_path={tmp_path / 'bad.yaml'}")
+
+
+def test_datasets_that_do_not_fit_are_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    narrow = record(tmp_path / "narrow", episodes=3, action_dim=6)
+    with pytest.raises(DeasError, match="action has 6 dimensions"):
+        recipe(narrow, tmp_path / "run")
+    mute = drop_column(tiny_dataset, tmp_path / "mute", "next.success", "next.reward")
+    with pytest.raises(DeasError, match=r"next\.(success|reward)"):
+        recipe(mute, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DeasError, match="is not a LeRobot dataset"):
+        recipe(tmp_path / "empty", tmp_path / "run")
+
+
+def test_failed_run_leaves_the_good_bundle(bundle: Path, tiny_dataset: Path) -> None:
+    before = read_manifest(bundle)["files"]
+    with pytest.raises(DeasError):
+        recipe(tiny_dataset, bundle, "--critic.horizon=17")
+    assert read_manifest(bundle)["files"] == before
+
+
+@pytest.mark.parametrize("harm", ["missing", "altered", "no manifest"])
+def test_half_written_bundle_is_refused(bundle: Path, tmp_path: Path, harm: str) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache", "logs"))
+    victim = copy / "critic/model.safetensors"
+    if harm == "missing":
+        victim.unlink()
+    elif harm == "altered":
+        victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    else:
+        (copy / "bundle.json").unlink()
+    with pytest.raises(DeasError, match="half-written"):
+        open_bundle(copy)
+
+
+def test_script_prints_one_line_and_fails(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "recipes/finetune_groot.py", "--dataset.root=/nowhere"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 2
+    assert run.stderr.strip().splitlines()[-1].startswith("error: dataset root /nowhere")
+    assert "Traceback" not in run.stderr
