@@ -41,6 +41,8 @@ export TORCH_HOME := $(CACHE)/torch
 export TRITON_HOME := $(CACHE)/triton
 # A sourced ROS workspace or a user's site-packages must not shadow the pinned packages.
 export PYTHONNOUSERSITE := 1
+# Imports here are large: without cached bytecode each start of Python takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV HF_LEROBOT_HOME HF_HUB_CACHE HF_DATASETS_CACHE
 
 .PHONY: help quickstart test lint format install requirements clean distclean

@@ -90,8 +90,8 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def open_bundle(directory: str | Path, *, device: str = "cpu") -> ValueGuidedPolicy:
-    """Load the value-guided policy of a whole bundle.
+def open_bundle(directory: str | Path, *, device: str | None = None) -> ValueGuidedPolicy:
+    """Load the value-guided policy of a whole bundle, on ``device`` or where it was made.
 
     Raises:
         DeasError: As `read_manifest`, or a base checkpoint that is not there.
@@ -127,7 +127,7 @@ def _model_card(policy: ValueGuidedPolicy, provenance: dict[str, Any]) -> str:
     else:
         value = (
             f"Critic: `{critic.config.algorithm}` on chunks of {critic.config.horizon} steps, "
-            f"{critic.config.bins} bins over [{critic.config.v_min:.3g}, {critic.config.v_max:.3g}], "
+            f"{critic.config.bins} bins in {critic.config.v_min:.3g} to {critic.config.v_max:.3g}, "
             f"expectile {critic.config.expectile}, discounts {critic.config.g1} and "
             f"{critic.config.g2}, on `{config.pooling.kind}` features."
         )

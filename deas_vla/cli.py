@@ -13,7 +13,7 @@ from deas_vla.errors import DeasError
 Config = TypeVar("Config")
 
 
-def parse(config_class: type[Config], arguments: list[str] | None = None) -> Config:
+def parse[Config](config_class: type[Config], arguments: list[str] | None = None) -> Config:
     """Read flags and ``--config_path`` YAML into a dataclass.
 
     Raises:
@@ -38,7 +38,7 @@ def parse(config_class: type[Config], arguments: list[str] | None = None) -> Con
     return config
 
 
-def run(main: Callable[[Config], Any], config_class: type[Config]) -> None:
+def run[Config](main: Callable[[Config], Any], config_class: type[Config]) -> None:
     """Parse the flags, run ``main``, turn a `DeasError` into one line on stderr and exit 2."""
     try:
         main(parse(config_class))

@@ -78,7 +78,7 @@ def check_embodiment(policy: VLASpec, env: EnvSpec, bundle: str) -> None:
         raise DeasError(
             f"bundle {bundle} is of embodiment '{policy.embodiment}' (state {policy.state_dim}, "
             f"action {policy.action_dim}, cameras {sorted(policy.image_keys)}), {env.name} has "
-            f"state {wanted[0]}, action {wanted[1]}, cameras {sorted(wanted[2])}: use its own bundle"
+            f"state {wanted[0]}, action {wanted[1]}, cameras {sorted(wanted[2])}: use its bundle"
         )
 
 

@@ -19,9 +19,11 @@ from deas_vla.data.episodes import load_episodes, split_episodes
 from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.provenance import provenance
+from deas_vla.training.candidates import candidates_by_frame
 from deas_vla.training.config import FinetuneConfig
-from deas_vla.training.critic import train_critic
-from deas_vla.training.features import dataset_statistics, extract_features
+from deas_vla.training.critic import check_critic_data, train_critic
+from deas_vla.training.features import check_statistics, dataset_statistics, extract_features
+from deas_vla.training.offline import episode_digests
 from deas_vla.training.policy import finetune_policy
 from deas_vla.training.trackers import make_accelerator, plain
 
@@ -45,13 +47,18 @@ def main(config: FinetuneConfig) -> None:
     adapter = output / "policy" if not finetunes and has_adapter(output) else None
     vla_config = config.policy.vla(table.image_keys, table.state.shape[1], table.action.shape[1])
     statistics = dataset_statistics(table, train)
+    if adapter is not None:
+        check_statistics(adapter, statistics)
     device = str(accelerator.device)
     vla = load_vla(vla_config, dataset_stats=statistics, adapter=adapter, device=device)
     config.check_fits(vla.spec)
+    if "critic" in config.stages:
+        check_critic_data(table, train, config.critic)
 
     cache = Path(config.features.cache or output / "cache")
+    keep_tokens = finetunes or config.critic_asks_policy
     encodings = extract_features(
-        vla, table, config.features, cache, accelerator, keep_tokens=finetunes
+        vla, table, config.features, cache, accelerator, keep_tokens=keep_tokens
     )
     if finetunes:
         loss = finetune_policy(
@@ -61,8 +68,28 @@ def main(config: FinetuneConfig) -> None:
 
     critic = None
     if "critic" in config.stages:
+        candidates = None
+        if config.critic_asks_policy:
+            candidates = candidates_by_frame(
+                vla,
+                encodings,
+                table,
+                train,
+                candidates=config.critic.policy_samples,
+                horizon=config.critic.horizon,
+                seed=config.seed,
+                accelerator=accelerator,
+            )
         critic = train_critic(
-            table, encodings.pooled, train, config.critic, accelerator, config.seed, log
+            table,
+            encodings.pooled,
+            train,
+            config.critic,
+            accelerator,
+            config.seed,
+            log,
+            last_good=output / "critic_last_good",
+            candidates=candidates,
         )
     elif (output / "critic").is_dir():
         critic = load_critic(output / "critic", device)
@@ -76,6 +103,7 @@ def main(config: FinetuneConfig) -> None:
         n_action_steps=min(steps, vla.spec.action_horizon),
         adapter=finetunes or adapter is not None,
         seed=config.seed,
+        device=accelerator.device.type,
     )
     record = {
         "config": plain(config),
@@ -86,6 +114,7 @@ def main(config: FinetuneConfig) -> None:
             "fingerprint": table.fingerprint,
             "episodes": table.num_episodes,
             "successful_episodes": int(table.episode_success.sum()),
+            "trained_episode_digests": episode_digests(table, train),
             "held_out_episodes": table.episode_ids[held_out].tolist(),
         },
     }

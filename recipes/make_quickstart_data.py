@@ -1,4 +1,4 @@
-"""Record the quickstart dataset: scripted demonstrations of Lift, good and bad, as LeRobotDataset v3.
+"""Record the quickstart dataset: good and bad scripted demonstrations, as LeRobotDataset v3.
 
 python recipes/make_quickstart_data.py --episodes=250 --output=deas_vla/assets/lift_demos
 """

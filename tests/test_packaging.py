@@ -25,9 +25,9 @@ LAYERS = {
     "data": 2,
     "guidance": 2,
     "policies": 2,
+    "cli": 2,
     "provenance": 2,
     "bundle": 3,
-    "cli": 3,
     "sim": 3,
     "training": 3,
 }

@@ -61,8 +61,8 @@ class ValueSupport:
         ``sigma_bins * width``. Returns (..., bins), never NaN for a y that isn't: computed in
         float32 even under autocast, in float64 for a float64 ``y``.
 
-        A y within some three sigma of an end of the support comes out with an expectation up to
-        0.8 sigma further inside: the tail that is cut off counts no more.
+        The tail beyond an end of the support counts no more: a y within three sigma of an end comes
+        out with an expectation further inside, by 0.7 bins at the end itself for the default sigma.
         """
         y = widen(y)
         scale = self.sigma_bins if sigma is None else sigma / self.width

@@ -30,9 +30,11 @@ class TransitionDataset:
         device: where batches are made.
         resident: whether features move to the device; None decides by free memory.
         next_actions: also gather the dataset's chunk at `s'` (for EVOR's target).
+        candidates: (T, N, H, A) policy samples at each frame, on any device; those at `s'` are
+            gathered (for QC's target).
 
     Raises:
-        DeasError: no transitions, or features of another number of frames.
+        DeasError: no transitions, or features or candidates of another number of frames.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class TransitionDataset:
         device: torch.device | str = "cpu",
         resident: bool | None = None,
         next_actions: bool = False,
+        candidates: Tensor | None = None,
     ) -> None:
-        if len(features) != table.num_frames:
-            raise DeasError(
-                f"features have {len(features)} rows, dataset {table.repo_id} has "
-                f"{table.num_frames} frames: extract features of this dataset"
-            )
+        for name, rows in (("features", features), ("candidates", candidates)):
+            if rows is not None and len(rows) != table.num_frames:
+                raise DeasError(
+                    f"{name} have {len(rows)} rows, dataset {table.repo_id} has "
+                    f"{table.num_frames} frames: extract {name} of this dataset"
+                )
         if len(transitions) == 0:
             raise DeasError(
                 f"dataset {table.repo_id} has no chunk of {horizon} steps: shorten the critic's "
@@ -71,6 +75,7 @@ class TransitionDataset:
         self._terminated = self._tensor(transitions.terminated)
         self._valid_steps = self._tensor(transitions.valid_steps)
         self._step = torch.arange(horizon, device=self.device)
+        self._candidates = candidates
         self._next_steps = None
         if next_actions:
             left = steps_until_limit(table.terminated, table.episode_start, table.episode_end)
@@ -94,6 +99,10 @@ class TransitionDataset:
         next_actions, next_valid = None, None
         if self._next_steps is not None:
             next_actions, next_valid = self._chunks(following, self._next_steps[indices])
+        next_candidates = None
+        if self._candidates is not None:
+            rows = self._candidates[following.to(self._candidates.device)]
+            next_candidates = rows.to(self.device)
         feature, next_feature = self._features_of(torch.cat([start, following])).chunk(2)
         return ChunkBatch(
             feature=feature,
@@ -107,6 +116,7 @@ class TransitionDataset:
             next_state=self._state[following],
             next_actions=next_actions,
             next_action_valid=next_valid,
+            next_candidates=next_candidates,
         )
 
     def batches(self, draws: Iterable[Tensor]) -> Iterator[ChunkBatch]:

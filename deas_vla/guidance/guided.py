@@ -22,7 +22,7 @@ from deas_vla.policies.config import VLAConfig, load_vla
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLA, Encoding
 
-_STATS_FILE = "dataset_stats.json"
+STATS_FILE = "dataset_stats.json"
 
 
 @PreTrainedConfig.register_subclass("deas_guided")
@@ -178,7 +178,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         if self.config.adapter:
             self.vla.model.save_pretrained(policy)
         if self.dataset_stats is not None:
-            (policy / _STATS_FILE).write_text(json.dumps(self.dataset_stats, indent=1))
+            (policy / STATS_FILE).write_text(json.dumps(self.dataset_stats, indent=1))
         if self.critic is not None:
             save_critic(self.critic, save_directory / "critic")
 
@@ -188,10 +188,12 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         pretrained_name_or_path: str | Path,
         *,
         config: ValueGuidedConfig | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         **kwargs: Any,
     ) -> "ValueGuidedPolicy":
         """Load a bundle's policy and critic from a directory or a Hub id.
+
+        ``device`` defaults to the one that the bundle was made on, where that is there.
 
         Raises:
             DeasError: Missing or mismatched parts, by name.
@@ -202,7 +204,8 @@ class ValueGuidedPolicy(PreTrainedPolicy):
 
             root = Path(snapshot_download(str(pretrained_name_or_path)))
         config = config or PreTrainedConfig.from_pretrained(root)
-        stats_file = root / "policy" / _STATS_FILE
+        device = device or str(config.device)
+        stats_file = root / "policy" / STATS_FILE
         stats = json.loads(stats_file.read_text()) if stats_file.exists() else None
         vla = load_vla(
             config.vla,

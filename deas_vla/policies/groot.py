@@ -332,7 +332,7 @@ def _statistics(root: Path, embodiment: str) -> dict[str, Any]:
 
 
 def _camera_order(root: Path, embodiment: str, image_keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The checkpoint's camera order; alphabetical, as LeRobot's processor does, where it has none."""
+    """The checkpoint's camera order, or alphabetical where it has none (LeRobot's processor)."""
     names = _modalities(root, embodiment).get("video", {}).get("modality_keys", [])
     ordered = tuple(f"observation.images.{name}" for name in names)
     return ordered or tuple(sorted(image_keys))
@@ -369,7 +369,7 @@ def _check_fit(
     missing = sorted(set(wanted) - set(image_keys))
     if missing:
         raise DeasError(
-            f"camera '{missing[0]}' of embodiment '{embodiment}' is not among {sorted(image_keys)}: "
+            f"camera '{missing[0]}' of embodiment '{embodiment}' is not in {sorted(image_keys)}: "
             "rename the dataset's cameras, or --policy.embodiment=new_embodiment"
         )
 

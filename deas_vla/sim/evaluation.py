@@ -17,7 +17,7 @@ SUCCESS, TIMEOUT, ERROR = "success", "time limit", "error"
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to run: the same ``index`` and ``seed`` means the same initial state and noise."""
+    """One episode to run: the same ``seed`` means the same initial state and noise."""
 
     index: int
     seed: int

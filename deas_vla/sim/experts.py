@@ -27,7 +27,7 @@ class LiftExpertConfig:
 
 
 class LiftExpert:
-    """Hover over the aim, descend, close, lift. A sloppy episode aims beside the cube and misses."""
+    """Hover over the aim, descend, close, lift. A sloppy episode aims beside the cube."""
 
     HOVER, GRASP, LIFT = 0.10, 0.005, 0.15  # heights over the cube's resting centre, metres
     CLOSE_STEPS = 4

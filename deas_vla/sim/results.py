@@ -105,15 +105,30 @@ def write_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def write_report(title: str, rows: Sequence[dict[str, Any]], figure: Path, path: Path) -> None:
     """One HTML file that opens alone: table and figure inside."""
     header, _, *body = [line.strip("| ").split(" | ") for line in text_table(rows).splitlines()]
+    picture = html_picture(figure, "success rate by number of candidates")
+    write_page(title, html_table(header, body) + picture, path)
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text cells."""
     cells = lambda row, tag: "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row)  # noqa: E731
-    table = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return f"<table><tr>{cells(header, 'th')}</tr>{body}</table>"
+
+
+def html_picture(figure: Path, alt: str) -> str:
+    """A PNG, inside the page itself."""
     picture = base64.b64encode(figure.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}"></p>'
+
+
+def write_page(title: str, body: str, path: Path) -> None:
+    """An HTML page around ``body``, which must not point at any other file."""
     page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>body{{font-family:sans-serif;max-width:52rem;margin:2rem auto}}
-td,th{{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #ddd}}</style>
-<h1>{html.escape(title)}</h1><table><tr>{cells(header, "th")}</tr>{table}</table>
-<p><img alt="success rate by number of candidates" src="data:image/png;base64,{picture}"
-style="max-width:36rem"></p>"""
+<style>body{{font-family:sans-serif;max-width:52rem;margin:2rem auto;line-height:1.4}}
+td,th{{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #ddd}}
+img{{max-width:100%;max-height:26rem}}</style>
+<h1>{html.escape(title)}</h1>{body}"""
     write_text(path, page)
 
 

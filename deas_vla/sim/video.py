@@ -34,14 +34,15 @@ def _draw(episode: Episode, step: int, fps: int) -> NDArray[np.uint8]:
     canvas = Image.fromarray(np.vstack([np.hstack(cameras), strip]))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     top, width = canvas.height - _PANEL, canvas.width
-    start, info = max((plan for plan in episode.plans if plan[0] <= step), key=lambda plan: plan[0])
+    _, info = max((plan for plan in episode.plans if plan[0] <= step), key=lambda plan: plan[0])
     last = step == episode.steps - 1
     outcome = ("success" if episode.success else "time limit") if last else ""
     draw.text((8, top + 4), f"{look.task}   t = {step / fps:.1f} s   {outcome}", "white", font)
     if "scores" in info:
         scores, chosen = info["scores"], info["chosen"]
         text = (
-            f"Q of the chosen chunk {scores[chosen]:.2f}   ({len(scores)} candidates, step {start})"
+            f"Q of the chosen chunk {scores[chosen]:.2f}   "
+            f"({len(scores)} candidates from {min(scores):.2f} to {max(scores):.2f})"
         )
         draw.text((8, top + 24), text, "white", font)
         _draw_scores(draw, scores, chosen, (8, top + 58, width - 8))

@@ -1,4 +1,4 @@
-"""Everything ``recipes/finetune_groot.py`` can be told, as dataclasses with LeRobot's flag names."""
+"""What ``recipes/finetune_groot.py`` can be told, as dataclasses with LeRobot's flag names."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -106,13 +106,16 @@ class CriticTrainingConfig(CriticConfig):
         batch_size: Transitions per update, over all processes.
         reward: Reward convention.
         tail: What becomes of chunks that a time limit cuts: ``drop`` or ``bootstrap``.
-        log_every: Steps between two entries in the tracker.
+        policy_samples: Chunks the policy samples at each frame for the target of ``qc``, the one
+            algorithm that asks it.
+        log_every: Steps between two entries in the tracker, and between two looks at the loss.
     """
 
     steps: int = 10_000
     batch_size: int = 256
     reward: RewardConfig = field(default_factory=RewardConfig)
     tail: Tail = "drop"
+    policy_samples: int = 16
     log_every: int = 100
 
     def critic(self, **resolved: object) -> CriticConfig:
@@ -167,6 +170,11 @@ class FinetuneConfig:
     seed: int = 0
     tracker: str = "tensorboard"
 
+    @property
+    def critic_asks_policy(self) -> bool:
+        """Whether this run's critic needs samples of the policy: only ``qc`` does."""
+        return "critic" in self.stages and self.critic.algorithm == "qc"
+
     def check(self) -> None:
         """DeasError for a value that no stage could work with."""
         for stage in self.stages:
@@ -190,8 +198,9 @@ class FinetuneConfig:
                     f"{name}.batch_size={stage_config.batch_size}, {name}.steps="
                     f"{stage_config.steps}: use a batch of 1 or more and 0 or more steps"
                 )
-        if self.critic.horizon < 1:
-            raise DeasError(f"critic.horizon {self.critic.horizon}: use 1 step or more")
+        for name in ("horizon", "policy_samples", "log_every"):
+            if getattr(self.critic, name) < 1:
+                raise DeasError(f"critic.{name} {getattr(self.critic, name)}: use 1 or more")
 
     def check_fits(self, spec: VLASpec) -> None:
         """DeasError for a critic chunk that the policy's does not hold."""

@@ -1,24 +1,28 @@
 """The ``critic`` stage: offline value learning on cached features (algorithms: DEAS losses)."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from deas_vla.critic.base import Critic
+from deas_vla.critic.config import CriticConfig
 from deas_vla.critic.normalization import compute_statistics
 from deas_vla.critic.registry import make_critic
 from deas_vla.critic.support import support_bounds
 from deas_vla.data.dataset import TransitionDataset
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.rewards import reward_bounds, rewards_from_success
+from deas_vla.data.rewards import RewardConfig, reward_bounds, rewards_from_success
 from deas_vla.data.transitions import ChunkTransitions, chunk_transitions, monte_carlo_chunk_returns
 from deas_vla.errors import DeasError
 from deas_vla.training.config import CriticTrainingConfig
+from deas_vla.training.divergence import LossWatch
 from deas_vla.training.loop import index_batches
 
 Log = Callable[[dict[str, float], int], None]
@@ -32,6 +36,9 @@ def train_critic(
     accelerator: Accelerator,
     seed: int,
     log: Log,
+    *,
+    last_good: Path,
+    candidates: Tensor | None = None,
 ) -> Critic:
     """Train a fresh critic on the chunk transitions of ``episodes``.
 
@@ -43,16 +50,26 @@ def train_critic(
         accelerator: One process or many: the same global batches for any number of them.
         seed: Of initial weights and batches.
         log: Receives metrics and the step.
+        last_good: Directory for the last good critic, written only if the loss diverges.
+        candidates: (T, N, H, A) policy samples at every frame: what ``qc`` bootstraps from, and
+            the other algorithms never see.
 
     Returns:
         The critic, unwrapped, in evaluation mode.
 
     Raises:
-        DeasError: No chunk fits the episodes, returns outside the support, a loss not finite.
+        DeasError: No chunk fits the episodes, returns outside the support, a loss not finite, or
+            ``qc`` without candidates.
     """
     transitions = make_transitions(table, episodes, config)
     data = TransitionDataset(
-        table, features, transitions, config.horizon, device=accelerator.device
+        table,
+        features,
+        transitions,
+        config.horizon,
+        device=accelerator.device,
+        next_actions=config.algorithm == "evor",
+        candidates=candidates,
     )
     critic = new_critic(table, features, episodes, config, seed).to(accelerator.device)
     optimizer: Any = critic.make_optimizer()
@@ -66,6 +83,7 @@ def train_critic(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
+    watch = LossWatch(critic, transitions.start, last_good, accelerator)
     wrapped.train()
     bar = tqdm(batches, "critic", config.steps, disable=not accelerator.is_local_main_process)
     for step, rows in enumerate(bar):
@@ -74,15 +92,12 @@ def train_critic(
         optimizer.step()
         optimizer.zero_grad()
         critic.update_target()
+        watch.record(step, rows, loss)
         if step % config.log_every == 0 or step == config.steps - 1:
+            watch.check()
             values = {name: float(value) for name, value in metrics.items()}
             log({f"critic/{name}": value for name, value in values.items()}, step)
-            bar.set_postfix(q=f"{values['q_mean']:.2f}", loss=f"{float(loss):.3f}")
-            if not np.isfinite(float(loss)):
-                raise DeasError(
-                    f"critic loss is {float(loss)} at step {step}: lower --critic.lr ({config.lr}) "
-                    "or check the dataset's rewards"
-                )
+            bar.set_postfix(q=f"{values['q_mean']:.2f}", loss=f"{loss.item():.3f}")
     return critic.eval()
 
 
@@ -91,7 +106,7 @@ def make_transitions(
 ) -> ChunkTransitions:
     """Chunk transitions of ``episodes``; DeasError where none is as long as the critic's chunk."""
     transitions = chunk_transitions(
-        rewards_from_success(table.success, table.dataset_reward, config.reward),
+        rewards(table, config.reward),
         table.terminated,
         table.episode_start[episodes],
         table.episode_end[episodes],
@@ -108,6 +123,31 @@ def make_transitions(
     return transitions
 
 
+def check_critic_data(
+    table: EpisodeTable, episodes: NDArray[np.int64], config: CriticTrainingConfig
+) -> None:
+    """Refuse, before any training step of any stage, what the critic stage could not train on.
+
+    Raises:
+        DeasError: A setting without meaning, a reward that is not finite, no chunk long enough,
+            or a support that does not contain the dataset's returns.
+    """
+    make_transitions(table, episodes, config)
+    critic_config(table, 0, episodes, config).validate()
+
+
+def rewards(table: EpisodeTable, config: RewardConfig) -> NDArray[np.float32]:
+    """float32 (T,) reward after each frame's action; DeasError where one is not finite."""
+    values = rewards_from_success(table.success, table.dataset_reward, config)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise DeasError(
+            f"reward is {values[bad[0]]} at frame {bad[0]} (episode {table.episode_index[bad[0]]}) "
+            f"of dataset {table.root}: repair or drop that episode"
+        )
+    return values
+
+
 def new_critic(
     table: EpisodeTable,
     features: NDArray[np.floating],
@@ -122,24 +162,30 @@ def new_critic(
         torch.from_numpy(table.state[frames]),
         torch.from_numpy(table.action[frames]),
     )
+    resolved = critic_config(table, features.shape[1], episodes, config)
+    return make_critic(resolved, statistics, torch.Generator().manual_seed(seed))
+
+
+def critic_config(
+    table: EpisodeTable, feature_dim: int, episodes: NDArray[np.int64], config: CriticTrainingConfig
+) -> CriticConfig:
+    """The critic's config with the dimensions and the support that the data decide."""
     v_min, v_max = value_bounds(table, episodes, config)
-    resolved = config.critic(
-        feature_dim=features.shape[1],
+    return config.critic(
+        feature_dim=feature_dim,
         state_dim=table.state.shape[1],
         action_dim=table.action.shape[1],
         v_min=v_min,
         v_max=v_max,
     )
-    return make_critic(resolved, statistics, torch.Generator().manual_seed(seed))
 
 
 def value_bounds(
     table: EpisodeTable, episodes: NDArray[np.int64], config: CriticTrainingConfig
 ) -> tuple[float, float]:
-    """The support's ends, by ``config.support``; DeasError where an observed return lies outside."""
-    reward = rewards_from_success(table.success, table.dataset_reward, config.reward)
+    """The support's ends, by ``config.support``; DeasError where a return lies outside."""
     returns = monte_carlo_chunk_returns(
-        reward,
+        rewards(table, config.reward),
         table.terminated,
         table.episode_start[episodes],
         table.episode_end[episodes],

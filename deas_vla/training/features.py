@@ -1,5 +1,6 @@
 """The ``features`` stage: every frame through the frozen backbone once."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
 from deas_vla.data.frames import iter_episode_frames
 from deas_vla.data.pooling import feature_dim
-from deas_vla.guidance.guided import pool_encoding
+from deas_vla.errors import DeasError
+from deas_vla.guidance.guided import STATS_FILE, pool_encoding
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import Encoding
 from deas_vla.training.config import FeaturesConfig
@@ -95,7 +97,9 @@ def extract_features(
     for name, cache in caches.items():
         accelerator.print(f"features: {name}, {cache.check_disk_space()}")
     accelerator.print(f"features: {len(missing)} of {table.num_episodes} episodes to compute")
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    # Contiguous shares: a reader that has to skip episodes seeks.
+    shares = np.array_split(np.asarray(missing, dtype=np.int64), accelerator.num_processes)
+    mine = shares[accelerator.process_index].tolist()
     frames = iter_episode_frames(table.root, table, vla.spec.image_keys, mine)
     bar = tqdm(frames, "features", len(mine), disable=not accelerator.is_local_main_process)
     for episode, images in bar:
@@ -177,3 +181,14 @@ def dataset_statistics(
         }
         out[key] = {name: row.tolist() for name, row in rows.items()}
     return out
+
+
+def check_statistics(policy: Path, statistics: dict[str, dict[str, list[float]]]) -> None:
+    """DeasError where the adapter in ``policy`` was trained with statistics of other episodes."""
+    file = policy / STATS_FILE
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != statistics:
+        raise DeasError(
+            f"policy {policy} was trained with the statistics of another dataset or split "
+            f"({STATS_FILE}): give its --dataset.root, --dataset.holdout and --seed, or another "
+            "--output_dir"
+        )

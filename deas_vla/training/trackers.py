@@ -10,7 +10,7 @@ from deas_vla.training.config import FinetuneConfig
 
 
 def make_accelerator(config: FinetuneConfig) -> Accelerator:
-    """An accelerator with the configured trackers, started; precision as ``accelerate launch`` says."""
+    """An accelerator with the configured trackers started."""
     names = ["wandb"] if config.wandb.enable else []
     names += [] if config.tracker == "none" else [config.tracker]
     accelerator = Accelerator(log_with=names or None, project_dir=str(config.output_dir))

@@ -1,6 +1,6 @@
 """Pretrain the nano GR00T: ground the backbone in the scene, then train the flow head on it.
 
-python recipes/nano/pretrain.py --init=outputs/nano_init --data=outputs/nano_data --output=outputs/nano
+python recipes/nano/pretrain.py --data=outputs/nano_data --output=outputs/nano
 """
 
 import json
@@ -30,7 +30,7 @@ class PretrainConfig:
         init: Untrained checkpoint from build.py.
         data: Directory from make_data.py.
         output: Where the trained checkpoint goes, bfloat16.
-        grounding_steps: Backbone updates: where is the cube, in the robot's and the gripper's frame?
+        grounding_steps: Backbone updates: where is the cube, seen from robot and gripper?
         flow_steps: Action-head updates on the then frozen backbone's tokens.
         batch_size: Of both phases.
         lr: Peak learning rate of both phases, one-cycle.
@@ -41,8 +41,8 @@ class PretrainConfig:
     init: Path = Path("outputs/nano_init")
     data: Path = Path("outputs/nano_data")
     output: Path = Path("outputs/nano")
-    grounding_steps: int = 1500
-    flow_steps: int = 3000
+    grounding_steps: int = 1200
+    flow_steps: int = 2500
     batch_size: int = 64
     lr: float = 1e-3
     holdout: float = 0.05

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from critic_cases import A, B, H, N, random_batch, random_statistics, seeded, small_config
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -375,16 +376,18 @@ def _train_rank(rank: int, world: int, directory: str, algorithm: str) -> None:
         optimizer.step()
         critic.update_target()
     if rank == 0:
-        torch.save(critic.value(whole.feature, whole.state).detach(), f"{directory}/value.pt")
+        value = critic.value(whole.feature, whole.state).detach()
+        save_file({"value": value}, f"{directory}/value.safetensors")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two cold imports of torch, on a machine that may be busy
 @pytest.mark.parametrize("algorithm", ["deas"])
 def test_two_processes_equal_one(tmp_path: Path, algorithm: str) -> None:
     torch.multiprocessing.spawn(_train_rank, args=(2, str(tmp_path), algorithm), nprocs=2)
     critic = make_critic(small_config(algorithm), random_statistics(), seeded())
     batch = random_batch()
     trained(critic, batch, 10)
-    two = torch.load(tmp_path / "value.pt", weights_only=True)
+    two = load_file(tmp_path / "value.safetensors")["value"]
     torch.testing.assert_close(two, critic.value(batch.feature, batch.state), rtol=0, atol=1e-4)

@@ -1,18 +1,15 @@
 """The recipe end to end at toy size, what it leaves behind, and what it refuses."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from conftest import record  # tests/training/conftest.py
+from recipe_cases import NANO, ROOT, flags, load_script, recipe, record
 from safetensors.torch import load_file
 
 from deas_vla.bundle import open_bundle, read_manifest
@@ -20,47 +17,6 @@ from deas_vla.cli import parse
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training.config import FinetuneConfig
-
-ROOT = Path(__file__).parents[2]
-NANO = ROOT / "deas_vla/assets/groot_nano"
-Run = Callable[..., Path]
-
-
-def load_script(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def flags(dataset: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"--dataset.root={dataset}",
-        "--dataset.holdout=0.34",
-        f"--policy.path={NANO}",
-        "--policy.embodiment=robosuite_panda",
-        "--policy.steps=3",
-        "--policy.batch_size=8",
-        "--critic.steps=12",
-        "--critic.batch_size=16",
-        "--critic.hidden=[32,32]",
-        "--critic.log_every=4",
-        f"--output_dir={output}",
-        "--tracker=none",
-        *more,
-    ]
-
-
-def recipe(dataset: Path, output: Path, *more: str) -> Path:
-    config = parse(FinetuneConfig, flags(dataset, output, *more))
-    load_script("recipes/finetune_groot.py").main(config)
-    return output
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recipe(tiny_dataset, tmp_path_factory.mktemp("run") / "bundle", "--tracker=tensorboard")
 
 
 def test_bundle_is_whole_and_says_where_it_came_from(bundle: Path, tiny_dataset: Path) -> None:
