@@ -135,7 +135,7 @@ def finetune_policy(
         optimizer.zero_grad()
         losses.append(loss.detach())
         if step % 50 == 0:
-            value = float(loss)
+            value = loss.item()
             log({"policy/loss": value, "policy/grad_norm": float(norm)}, step)
             bar.set_postfix(loss=f"{value:.3f}")
             if not np.isfinite(value):

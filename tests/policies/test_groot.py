@@ -124,6 +124,13 @@ def test_new_embodiment_is_normalised_by_the_dataset() -> None:
     assert vla.sample(vla.encode(both), torch.zeros(1, 1, 16, 8)).shape == (1, 1, 16, 3)
 
 
+def test_bfloat16_weights_give_float32_chunks() -> None:
+    vla = load_vla(config(dtype="bfloat16"))
+    noise = torch.zeros(1, 2, *vla.spec.noise_shape)
+    chunks = vla.sample(vla.encode(observation(1)), noise)
+    assert chunks.dtype == torch.float32 and bool(torch.isfinite(chunks).all())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -147,6 +147,25 @@ def test_critic_stage_alone_keeps_the_adapter(
     assert all(torch.equal(again[name], tensor) for name, tensor in adapter.items())
 
 
+def test_new_embodiment_trains_its_projectors(tiny_dataset: Path, tmp_path: Path) -> None:
+    output = recipe(
+        tiny_dataset,
+        tmp_path / "run",
+        "--stages=[features,policy]",
+        "--policy.embodiment=new_embodiment",
+        "--policy.train_projectors=true",
+    )
+    adapter = load_file(output / "policy/adapter_model.safetensors")
+    assert {"state_encoder", "action_encoder", "action_decoder"} <= {
+        part for name in adapter for part in name.split(".")
+    }
+    policy = open_bundle(output)
+    trained = policy.vla.groot.action_head.action_decoder.modules_to_save["default"].layer2.W
+    start = policy.vla.groot.action_head.action_decoder.original_module.layer2.W
+    assert not torch.equal(trained[1], start[1])  # this embodiment's slice has learned
+    assert torch.allclose(trained[0], start[0], atol=1e-4)  # only weight decay touched the other
+
+
 def test_filtered_behaviour_cloning_uses_successes_only(tiny_dataset: Path) -> None:
     from deas_vla.data.episodes import load_episodes
     from deas_vla.training.policy import chunk_starts
