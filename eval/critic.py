@@ -345,11 +345,11 @@ def write_report(
         [str(each.chunks), *(estimate_text(e) for e in (each.q, each.returns, each.overestimation))]
         for each in found.bins
     ]
-    names = [name for name in rows if name.startswith("ranking") and name.count(".") == 1]
+    groups = ("", ".successes", ".failures")
     ranking = [
-        [name.removeprefix("ranking.").replace("_", " "), rows[name]]
-        + [rows[f"{name}.{group}"] for group in ("successes", "failures")]
-        for name in names
+        [name.removeprefix("ranking.").replace("_", " "), *(rows[name + group] for group in groups)]
+        for name in rows
+        if name.startswith("ranking.") and not name.endswith(groups[1:])
     ]
     picture = lambda name, alt: html_picture(output / f"{name}.png", alt)  # noqa: E731
     body = f"""

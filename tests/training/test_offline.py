@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from recipe_cases import load_script, recipe  # tests/training/recipe_cases.py
 from scipy.stats import spearmanr
-from test_recipe import load_script, recipe  # tests/training/test_recipe.py
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import parse
@@ -497,6 +497,8 @@ def test_the_command_leaves_a_report(bundle: Path, tiny_dataset: Path, tmp_path:
         if row["metric"].startswith(("separation", "ranking")) and row["value"] is not None:
             assert 0 <= row["ci95"][0] <= row["value"] <= row["ci95"][1] <= 1, row
     page = (tmp_path / "out/report.html").read_text()
+    for rival in ("another episode", "time-shifted", "noise 0.1", "noise 0.3", "policy samples"):
+        assert f"<td>{rival}</td>" in page
     pictures = sorted((tmp_path / "out").glob("*.png"))
     names = "calibration overestimation ranking separation values_failure values_success"
     assert [picture.stem for picture in pictures] == names.split()
