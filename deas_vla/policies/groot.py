@@ -246,14 +246,14 @@ class GrootVLA:
             ``state`` (B, 1, S_model), ``action`` and ``action_mask`` (B, H_model, A_model),
             ``embodiment_id`` (B,).
         """
-        inputs = self.preprocess(
-            {
-                "observation.state": state,
-                "task": [""] * len(state),
-                "action": action,
-                "action_is_pad": ~valid,
-            }
-        )
+        batch = {
+            "observation.state": state,
+            "task": [""] * len(state),
+            "action": action,
+            "action_is_pad": ~valid,
+        }
+        with _quiet():  # LeRobot would miss the cameras
+            inputs = self.preprocess(batch)
         return {key: inputs[key] for key in ("state", "embodiment_id", "action", "action_mask")}
 
     @staticmethod
@@ -409,7 +409,7 @@ def _token_grid(preprocessor: Any, model: Any) -> tuple[int, int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the loaders' progress bars and their remarks on the tied, unused language head."""
+    """Without progress bars, and remarks on an unused language head or on missing cameras."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()

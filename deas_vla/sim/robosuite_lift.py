@@ -1,6 +1,7 @@
 """robosuite's Lift with a Panda arm: the quickstart task."""
 
 import logging
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +72,9 @@ class LiftEnv:
         use_headless_gl()
         # A filter, because importing robosuite resets its logger's level.
         logging.getLogger("robosuite_logs").addFilter(_errors_only)
-        import robosuite
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # an escape in its banner
+            import robosuite
         from robosuite import load_composite_controller_config
         from robosuite.utils.placement_samplers import UniformRandomSampler
 
