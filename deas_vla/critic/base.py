@@ -100,12 +100,19 @@ class Critic(nn.Module, ABC):
         """What the optimizer trains: everything but the targets."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def make_optimizer(self) -> torch.optim.Adam:
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """The trained networks by role, ``q`` and ``v``: what gradient norms are told apart by."""
+
+    def make_optimizer(self, *, capturable: bool = False) -> torch.optim.Adam:
         """Adam at ``config.lr`` over `trainable_parameters`: the recorded rate is the used one.
 
-        Call it after moving the critic to its device.
+        Call it after moving the critic to its device. ``capturable`` lets a CUDA graph hold the
+        step.
         """
-        return torch.optim.Adam(self.trainable_parameters(), lr=self.config.lr, fused=True)
+        return torch.optim.Adam(
+            self.trainable_parameters(), lr=self.config.lr, fused=True, capturable=capturable
+        )
 
     def observe(self, feature: Tensor, state: Tensor) -> Tensor:
         """Network input for an observation, (B, F) and (B, S) to (B, D)."""
@@ -151,6 +158,9 @@ class QVCritic(Critic):
     @abstractmethod
     def expect(self, output: Tensor) -> Tensor:
         """Network output (..., outputs) to values (...,), in units of return, float32 at least."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"q": self.critics, "v": self.value_net}
 
     def update_target(self, rate: float | None = None) -> None:
         ema_update(self.target_critics, self.critics, self.config.ema if rate is None else rate)

@@ -112,6 +112,9 @@ class Evor(Critic):
     def value(self, feature: Tensor, state: Tensor) -> Tensor:
         return self._optimal_value(self.value_flow, self.observe(feature, state), None)
 
+    def networks(self) -> dict[str, nn.Module]:
+        return {"q": self.flows, "v": self.value_flow}
+
     def update_target(self, rate: float | None = None) -> None:
         ema_update(self.target_flows, self.flows, self.config.ema if rate is None else rate)
 

@@ -13,6 +13,7 @@ from deas_vla.policies.vla import VLASpec
 from deas_vla.training.checkpoints import CheckpointConfig
 
 STAGES = ("features", "policy", "critic")
+SCHEDULES = ("constant", "cosine")
 _CRITIC_COUNTS = ("horizon", "policy_samples", "log_every")
 
 
@@ -110,6 +111,11 @@ class CriticTrainingConfig(CriticConfig):
     Attributes:
         steps: Updates.
         batch_size: Transitions per update, over all processes.
+        schedule: Of the learning rate: ``constant`` (the paper's) or ``cosine`` to 0 after 5 %
+            warm-up.
+        grad_clip: Largest gradient norm over all networks; 0 leaves gradients alone.
+        compile: ``torch.compile`` the loss and, on one GPU, replay the whole update as a CUDA
+            graph. The first updates take a minute; results differ by rounding.
         reward: Reward convention.
         tail: What becomes of chunks that a time limit cuts: ``drop`` or ``bootstrap``.
         policy_samples: Chunks the policy samples at each frame for the target of ``qc``, the one
@@ -119,6 +125,9 @@ class CriticTrainingConfig(CriticConfig):
 
     steps: int = 10_000
     batch_size: int = 256
+    schedule: str = "constant"
+    grad_clip: float = 0.0
+    compile: bool = False
     reward: RewardConfig = field(default_factory=RewardConfig)
     tail: Tail = "drop"
     policy_samples: int = 16
@@ -214,6 +223,12 @@ class FinetuneConfig:
         for name, count in counts.items():
             if count < 1:
                 raise DeasError(f"{name} {count}: use 1 or more")
+        if self.critic.schedule not in SCHEDULES:
+            raise DeasError(
+                f"critic.schedule '{self.critic.schedule}' is unknown: use one of {list(SCHEDULES)}"
+            )
+        if not self.critic.grad_clip >= 0:
+            raise DeasError(f"critic.grad_clip {self.critic.grad_clip}: use 0 (off) or more")
 
     def check_fits(self, spec: VLASpec) -> None:
         """DeasError for a critic chunk that the policy's does not hold."""
