@@ -27,7 +27,7 @@ from deas_vla.training.critic import train_critic
 from deas_vla.training.critic_data import check_critic_data
 from deas_vla.training.features import check_statistics, dataset_statistics, extract_features
 from deas_vla.training.offline import episode_digests
-from deas_vla.training.policy import finetune_policy
+from deas_vla.training.policy import finetune_policy, restore_policy
 from deas_vla.training.preemption import Preemption
 from deas_vla.training.run import Run
 from deas_vla.training.trackers import identity, make_accelerator, plain
@@ -78,7 +78,10 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         vla, table, config.features, cache, accelerator, keep_tokens=keep_tokens
     )
     if finetunes:
-        finetune_policy(vla, encodings, table, train, held_out, config.policy, run)
+        trained = finetune_policy(vla, encodings, table, train, held_out, config.policy, run)
+        if trained is not None:
+            vla = load_vla(vla_config, dataset_stats=statistics, device=device)
+            restore_policy(vla, config.policy, trained)
 
     critic = None
     if "critic" in config.stages:

@@ -121,7 +121,7 @@ class GrootVLA:
             max_action_dim=model.config.max_action_dim,
             chunk_size=model.config.action_horizon,
             n_action_steps=model.config.action_horizon,
-            device=device,
+            device=device if device.startswith("cuda") else torch.device(device).type,
         )
         preprocessor, postprocessor = make_groot_pre_post_processors(groot_config, dataset_stats)
         _use_local_processor(preprocessor, backbone)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -99,7 +100,7 @@ def finetune_policy(
     held_out: NDArray[np.int64],
     config: PolicyConfig,
     run: Run,
-) -> None:
+) -> dict[str, Tensor] | None:
     """Train the adapter in place, from the last checkpoint on.
 
     The backbone is frozen, so its tokens come from the cache: a step runs the action head alone.
@@ -113,6 +114,10 @@ def finetune_policy(
         config: Adapter and training.
         run: Processes, seed, checkpoints.
 
+    Returns:
+        None, but under FSDP, which leaves every process with shards: then the trained tensors by
+        name, whole, on the main process, for `restore_policy`.
+
     Raises:
         DeasError: No episode left, a loss not finite, or a checkpoint that cannot be written or
             read.
@@ -121,7 +126,9 @@ def finetune_policy(
     accelerator = run.accelerator
     starts = chunk_starts(table, episodes, config.episodes)
     targets = policy_targets(vla, table, starts)
-    add_lora(vla, config)
+    with torch.random.fork_rng([]):  # the same first weights on every process: FSDP shards its own
+        torch.manual_seed(run.seed)
+        add_lora(vla, config)
     module: Any = FlowMatching(vla)
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimizer: Any = torch.optim.AdamW(
@@ -182,7 +189,19 @@ def finetune_policy(
                 )
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             checkpoints.after(step + 1, config.steps, watch.check_weights)
+    vla.model.eval()
+    whole = None
+    if accelerator.distributed_type == DistributedType.FSDP:
+        state = accelerator.get_state_dict(wrapped)  # together; empty but on the main process
+        whole = {name: tensor for name, tensor in state.items() if name in trainable}
     checkpoints.finish()
+    return whole
+
+
+def restore_policy(vla: GrootVLA, config: PolicyConfig, trained: dict[str, Tensor]) -> None:
+    """Give a freshly loaded policy the adapter that `finetune_policy` returned."""
+    add_lora(vla, config)
+    FlowMatching(vla).load_state_dict(trained, strict=False)
     vla.model.eval()
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from deas_vla.errors import DeasError
 from deas_vla.training.config import FinetuneConfig
@@ -15,7 +16,7 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
     """An accelerator with the configured trackers started.
 
     Raises:
-        DeasError: The package of one is not installed.
+        DeasError: The package of one is not installed, or FSDP is to shard a critic.
     """
     names = ["wandb"] if config.wandb.enable else []
     names += [] if config.tracker == "none" else [config.tracker]
@@ -24,6 +25,11 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
             flag = "--wandb.enable=false" if name == "wandb" else "--tracker=tensorboard"
             raise DeasError(f"tracker {name} is not installed: pip install {name}, or {flag}")
     accelerator = Accelerator(log_with=names or None, project_dir=str(config.output_dir))
+    if accelerator.distributed_type == DistributedType.FSDP and "critic" in config.stages:
+        raise DeasError(
+            "FSDP shards the policy, a critic is too small for it: run --stages=[features,policy] "
+            "under FSDP, then --stages=[features,critic] into the same --output_dir under DDP"
+        )
     if names:
         accelerator.init_trackers(
             "logs" if not config.wandb.enable else config.wandb.project, config=_flat(plain(config))

@@ -3,13 +3,10 @@
 import itertools
 import json
 import multiprocessing
-import os
 import random
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from recipe_cases import NANO, ROOT, flags, recipe
+from recipe_cases import NANO, recipe
 from safetensors.torch import load_file
 from torch import nn
 
@@ -308,34 +305,6 @@ def test_sigterm_saves_and_leaves_with_status_0(
     assert_readable(tmp_path / "run")
     launcher.finish(tiny_dataset, tmp_path / "run")
     assert_same_result(tmp_path / "run", uninterrupted)
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(
-    launcher: Launcher, uninterrupted: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "run"
-    process = launcher.start(tiny_dataset, output)
-    wait_for(lambda: bool(progress(output, "critic")), process)
-    process.terminate()
-    process.join()
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]
-    launch += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
-    launch += ["--dynamo_backend=no", "--num_cpu_threads_per_process=1"]
-    script = str(ROOT / "recipes/finetune_groot.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*launch, script, *flags(tiny_dataset, output, *LONG)],
-        check=True,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert "resuming critic after update" in done.stdout
-    ours, theirs = (load_file(d / "critic/model.safetensors") for d in (output, uninterrupted))
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=1e-3, rtol=1e-3)
 
 
 def test_a_run_that_diverges_names_its_last_good_checkpoint(

@@ -177,28 +177,6 @@ def test_filtered_behaviour_cloning_uses_successes_only(tiny_dataset: Path) -> N
     assert len(chunk_starts(table, every, "all")) == table.num_frames
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_same_critic(
-    bundle: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]
-    launch += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
-    launch += ["--dynamo_backend=no", "--num_cpu_threads_per_process=1"]
-    script = str(ROOT / "recipes/finetune_groot.py")
-    output = tmp_path / "two"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [*launch, script, *flags(tiny_dataset, output)], check=True, cwd=ROOT, env=environment
-    )
-    ours, theirs = (load_file(d / "critic/model.safetensors") for d in (output, bundle))
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=0)
-    features = [
-        np.load(next((d / "cache").glob("pooled-*/features.npy"))) for d in (output, bundle)
-    ]
-    np.testing.assert_allclose(*features, atol=1e-2)
-
-
 def drop_column(root: Path, copy: Path, *columns: str) -> Path:
     """The same dataset without some columns."""
     import shutil

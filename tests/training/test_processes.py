@@ -1,0 +1,118 @@
+"""Several processes do what one does: DDP, FSDP, and a change of their number on the way."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recipe_cases import ROOT, flags, recipe
+from safetensors.torch import load_file
+
+from deas_vla.bundle import open_bundle
+
+RECIPE = ROOT / "recipes/finetune_groot.py"
+SHARDED = Path(__file__).with_name("fsdp_on_cpu.py")
+LONG = ["--critic.steps=200", "--checkpoint.every=20"]
+
+pytestmark = pytest.mark.slow
+
+
+def on_processes(
+    count: int, script: Path, *arguments: str, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a script under torchrun: accelerate's launcher starts one process on a CPU, no more."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, f"--nproc_per_node={count}", str(script), *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/training'}",
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def newest(output: Path, stage: str) -> Path:
+    return max((output / "checkpoints" / stage).glob("step-*"))
+
+
+def assert_close(ours: Path, theirs: Path, file: str, tolerance: float) -> None:
+    a, b = load_file(ours / file), load_file(theirs / file)
+    assert a.keys() == b.keys()
+    for name, tensor in b.items():
+        torch.testing.assert_close(a[name], tensor, atol=tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def two(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two DDP processes leave."""
+    output = tmp_path_factory.mktemp("two") / "run"
+    on_processes(2, RECIPE, *flags(tiny_dataset, output))
+    for stage in ("policy", "critic"):
+        checkpoint = newest(output, stage)
+        assert json.loads((checkpoint / "checkpoint.json").read_text())["processes"] == 2
+        assert (checkpoint / "random_states_1.pkl").is_file()
+    return output
+
+
+def test_two_processes_train_the_same_critic(bundle: Path, two: Path) -> None:
+    assert_close(two, bundle, "critic/model.safetensors", 1e-4)
+    features = [np.load(next((d / "cache").glob("pooled-*/features.npy"))) for d in (two, bundle)]
+    np.testing.assert_allclose(*features, atol=1e-2)
+
+
+def test_two_processes_share_out_what_qc_asks_the_policy(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    qc = ["--stages=[features,critic]", "--critic.algorithm=qc", "--critic.policy_samples=3"]
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    recipe(tiny_dataset, outputs[0], *qc)
+    on_processes(2, RECIPE, *flags(tiny_dataset, outputs[1], *qc))
+    samples = [np.load(next((d / "cache").glob("candidates-*/features.npy"))) for d in outputs]
+    assert samples[0].any()
+    np.testing.assert_allclose(*samples, atol=2e-3)  # float16
+    assert_close(outputs[1], outputs[0], "critic/model.safetensors", 1e-3)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tiny_dataset: Path, tmp_path: Path) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "changed"
+    for place in (whole, output):
+        recipe(tiny_dataset, place, *LONG)
+    for checkpoint in (output / "checkpoints/critic").glob("step-0000020*"):
+        for file in checkpoint.iterdir():
+            file.unlink()
+        checkpoint.rmdir()  # what is left is a run that was killed after update 180
+    run = output / "checkpoints/run.json"
+    run.write_text(run.read_text().replace('"finished": true', '"finished": false'))
+    done = on_processes(2, RECIPE, *flags(tiny_dataset, output, *LONG))
+    assert "resuming critic after update 180" in done.stdout
+    assert (newest(output, "critic") / "random_states_1.pkl").is_file()
+    assert_close(output, whole, "critic/model.safetensors", 1e-3)
+
+
+def test_fsdp_trains_resumes_and_leaves_the_adapter_of_ddp(
+    two: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    stages = "--stages=[features,policy]"
+    on_processes(2, SHARDED, *flags(tiny_dataset, output, stages), STOP_AFTER="2")
+    assert newest(output, "policy").name == "step-00000002"
+    assert (newest(output, "policy") / "pytorch_model_fsdp_0").is_dir()
+    assert not (output / "bundle.json").exists()
+    done = on_processes(2, SHARDED, *flags(tiny_dataset, output, stages))
+    assert "resuming policy after update 2" in done.stdout
+    assert_close(output, two, "policy/adapter_model.safetensors", 1e-3)
+    assert open_bundle(output).critic is None
+    with pytest.raises(AssertionError, match="FSDP shards the policy, a critic is too small"):
+        on_processes(1, SHARDED, *flags(tiny_dataset, output))
