@@ -1,5 +1,6 @@
 """The value-guided policy: N candidates from the flow head, the critic's favourite executed."""
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -157,7 +158,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         Raises:
             DeasError: N above 1 without a critic.
         """
-        _check_candidates(candidates, self.critic)
+        self.check_candidates(candidates)
         noise = streams.draw(candidates, self.vla.spec.noise_shape)
         return self._decide(self.vla.encode(batch), noise, streams.selection_generators())
 
@@ -176,9 +177,22 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         )
         return Decision(candidates, scores, select(scores, self.config.temperature, generators))
 
+    def check_candidates(self, candidates: int) -> None:
+        """DeasError for a number of candidates that this policy cannot choose among."""
+        _check_candidates(candidates, self.critic)
+
     def feature(self, encoding: Encoding) -> Tensor:
         """The critic's view of an observation: float32 (B, F)."""
         return pool_encoding(self.vla, encoding, self.config.pooling)
+
+    def revision(self) -> str:
+        """SHA-256 over all weights and statistics: which policy and critic this is."""
+        digest = hashlib.sha256(json.dumps(self.dataset_stats, sort_keys=True).encode())
+        for module in (self.vla.model, self.critic):
+            for name, tensor in sorted(module.state_dict().items() if module else ()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def select_action(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
         """LeRobot's step-wise entry: float32 (B, A), deciding anew when the queue is empty."""

@@ -69,7 +69,7 @@ def observation_batch(observations: Sequence[Observation]) -> dict[str, Any]:
 
 
 def check_embodiment(policy: VLASpec, env: EnvSpec, source: str) -> None:
-    """DeasError for a policy of another robot: dimensions or cameras that the task does not have."""
+    """DeasError for a policy of another robot: dimensions or cameras that the task lacks."""
     here = (policy.state_dim, policy.action_dim)
     there = (len(env.state_names), len(env.action_names))
     missing = sorted(set(policy.image_keys) - set(env.image_keys))

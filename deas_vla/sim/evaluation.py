@@ -79,9 +79,7 @@ def paired_trials(
             f"candidates {list(candidates)}: use distinct numbers of 1 or more, such as [1,16]"
         )
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise DeasError(
-            f"seeds {list(seeds)}: use distinct numbers of 0 or more, such as [0,1,2]"
-        )
+        raise DeasError(f"seeds {list(seeds)}: use distinct numbers of 0 or more, such as [0,1,2]")
     return [
         Trial(task, episode_seed(seed, index, task if per_task else ""), n, seed)
         for task in tasks
@@ -117,7 +115,7 @@ def outcome_of(trial: Trial, episode: Episode, spec: EnvSpec) -> Outcome:
         plans=len(infos),
         q_chosen=[info["scores"][info["chosen"]] for info in infos if "scores" in info],
         evaluation_seed=trial.evaluation_seed,
-        instruction=spec.instruction,
+        instruction=episode.instruction,
     )
 
 
