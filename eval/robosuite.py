@@ -35,7 +35,7 @@ class EvalConfig:
         temperature: Of the choice among candidates; 0 takes the best.
         workers: Simulator processes, of each process of `accelerate launch`.
         batch_size: Observations per policy call; 1 on a CPU and 8 on a GPU when 0.
-        videos: Films of as many successes and as many failures, with the most candidates.
+        video: Write mp4s of a success and of a failure with the most candidates.
         output_dir: Where results go, and where an interrupted run goes on; <bundle>/eval when left
             out.
     """
@@ -47,7 +47,7 @@ class EvalConfig:
     temperature: float = 0.0
     workers: int = 2
     batch_size: int = 0
-    videos: int = 1
+    video: bool = True
     output_dir: Path | None = None
 
 
@@ -82,7 +82,7 @@ def main(config: EvalConfig) -> None:
         if launch.rank > 0:
             return
         outcomes = journal.merge(output, trials)
-        films = film(pool, outcomes, output / "videos", config.videos)
+        films = film(pool, outcomes, output / "videos", int(config.video))
     record = results.write_all(
         "Best-of-N on Lift", config, identity, outcomes, films, output, started
     )

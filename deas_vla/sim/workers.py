@@ -57,12 +57,18 @@ class Job[Result]:
     Attributes:
         trial: The episode.
         deliver: Makes the result, in the worker; importable by name.
-        film: Whether the episode keeps observations with pictures of every step.
+        record: As ``record_images`` of `rollout`: which steps the episode keeps pictures of;
+            importable by name.
     """
 
     trial: Trial
     deliver: Callable[[Trial, Episode, EnvSpec], Result]
-    film: bool = False
+    record: Callable[[int], bool] | None = None
+
+
+def every_step(step: int) -> bool:
+    """A job's ``record`` that films all of an episode."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -309,10 +315,9 @@ class _Desk:
 
     def handle(self, job: Job[Any]) -> Finished[Any] | _Broken | _Refused:
         agent = _RemoteAgent(self._connection, job.trial.candidates)
-        record = (lambda step: True) if job.film else None
         try:
             env = self._simulator(job.trial.task)
-            episode = rollout(env, agent, job.trial.seed, record_images=record)
+            episode = rollout(env, agent, job.trial.seed, record_images=job.record)
         except _MainIsGone:
             raise
         except DeasError as error:
