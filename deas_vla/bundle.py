@@ -14,8 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lerobot.configs.policies import PreTrainedConfig
+
 from deas_vla.errors import DeasError
-from deas_vla.guidance.guided import ValueGuidedPolicy
+from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
+from deas_vla.policies.config import VLAConfig, load_vla
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -90,14 +93,39 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def open_bundle(directory: str | Path, *, device: str | None = None) -> ValueGuidedPolicy:
+def open_bundle(
+    directory: str | Path, *, device: str | None = None, base: str | None = None
+) -> ValueGuidedPolicy:
     """Load the value-guided policy of a whole bundle, on ``device`` or where it was made.
+
+    Args:
+        directory: The bundle.
+        device: Where it runs.
+        base: The base checkpoint, where it no longer is where the bundle says.
 
     Raises:
         DeasError: As `read_manifest`, or a base checkpoint that is not there.
     """
     read_manifest(directory)
-    return ValueGuidedPolicy.from_pretrained(directory, device=device)
+    config = PreTrainedConfig.from_pretrained(directory)
+    if base is not None:
+        config.vla.path = base
+    return ValueGuidedPolicy.from_pretrained(directory, config=config, device=device)
+
+
+def open_checkpoint(
+    vla: VLAConfig, *, n_action_steps: int, device: str = "cpu"
+) -> ValueGuidedPolicy:
+    """A base checkpoint as it is: one candidate, no critic.
+
+    Raises:
+        DeasError: A checkpoint that cannot be loaded or does not fit.
+    """
+    model = load_vla(vla, device=device)
+    config = ValueGuidedConfig(
+        vla=vla, candidates=1, n_action_steps=n_action_steps, adapter=False, device=device
+    )
+    return ValueGuidedPolicy(config, model, critic=None)
 
 
 def _replace(new: Path, place: Path) -> None:
