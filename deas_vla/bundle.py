@@ -94,7 +94,11 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def open_bundle(
-    directory: str | Path, *, device: str | None = None, base: str | None = None
+    directory: str | Path,
+    *,
+    device: str | None = None,
+    base: str | None = None,
+    n_action_steps: int | None = None,
 ) -> ValueGuidedPolicy:
     """Load the value-guided policy of a whole bundle, on ``device`` or where it was made.
 
@@ -102,28 +106,45 @@ def open_bundle(
         directory: The bundle.
         device: Where it runs.
         base: The base checkpoint, where it no longer is where the bundle says.
+        n_action_steps: Steps executed of a chunk; the bundle's own number when left out.
 
     Raises:
         DeasError: As `read_manifest`, or a base checkpoint that is not there.
     """
     read_manifest(directory)
     config = PreTrainedConfig.from_pretrained(directory)
-    if base is not None:
-        config.vla.path = base
+    config.vla.path = base or config.vla.path
+    config.n_action_steps = n_action_steps or config.n_action_steps
     return ValueGuidedPolicy.from_pretrained(directory, config=config, device=device)
 
 
-def open_checkpoint(
-    vla: VLAConfig, *, n_action_steps: int, device: str = "cpu"
+def open_policy(
+    bundle: Path | None, vla: VLAConfig, *, n_action_steps: int | None, device: str
 ) -> ValueGuidedPolicy:
-    """A base checkpoint as it is: one candidate, no critic.
+    """A bundle, or without one the checkpoint ``vla`` as it is: one candidate, no critic.
+
+    Args:
+        bundle: Its directory. Its own configuration then stands for ``vla``, except the path.
+        vla: Base checkpoint; an empty path means the bundle's own.
+        n_action_steps: Steps executed of a chunk; when left out, as many as the bundle says, or
+            half of the checkpoint's chunk.
+        device: Where it runs.
 
     Raises:
-        DeasError: A checkpoint that cannot be loaded or does not fit.
+        DeasError: Neither is given, or what is given cannot be loaded or does not fit.
     """
+    if bundle is not None:
+        base = vla.path or None
+        return open_bundle(bundle, device=device, base=base, n_action_steps=n_action_steps)
+    if not vla.path:
+        raise DeasError("no policy is given: use --bundle=DIR, --policy.path=CHECKPOINT or both")
     model = load_vla(vla, device=device)
     config = ValueGuidedConfig(
-        vla=vla, candidates=1, n_action_steps=n_action_steps, adapter=False, device=device
+        vla=vla,
+        candidates=1,
+        n_action_steps=n_action_steps or max(1, model.spec.action_horizon // 2),
+        adapter=False,
+        device=device,
     )
     return ValueGuidedPolicy(config, model, critic=None)
 
