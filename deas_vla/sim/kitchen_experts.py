@@ -64,7 +64,9 @@ class SweepExpert:
         if not self._started:
             self._path = self._waypoints(env)
             self._started = True
-        while len(self._path) > 1 and np.linalg.norm(self._path[0] - world["eef_pos"]) < self.REACHED:
+        while (
+            len(self._path) > 1 and np.linalg.norm(self._path[0] - world["eef_pos"]) < self.REACHED
+        ):
             self._path.pop(0)
         error = world["base_mat"].T @ (self._path[0] - world["eef_pos"])
         motion = np.clip(error / self.METRES_PER_ACTION, -1, 1) * self.config.speed
@@ -128,14 +130,19 @@ class HingedPart:
         return float(((self.corners - world["base_pos"]) @ world["base_mat"][:, 0]).min())
 
 
+def check_expert(task: str) -> None:
+    """DeasError for a task that no scripted expert here can do."""
+    if task not in _JOINTS:
+        raise DeasError(f"task '{task}' has no scripted expert: use some of {list(_JOINTS)}")
+
+
 def hinged_part(env: KitchenEnv) -> HingedPart:
     """Measure what the running task wants closed.
 
     Raises:
         DeasError: The task is none that the sweeping expert knows.
     """
-    if env.spec.name not in _JOINTS:
-        raise DeasError(f"task '{env.spec.name}' has no scripted expert: use {list(_JOINTS)}")
+    check_expert(env.spec.name)
     model, data = env.kitchen.sim.model._model, env.kitchen.sim.data._data
     joint = model.joint(_JOINTS[env.spec.name](env.kitchen)).id
     low, high = model.jnt_range[joint]
@@ -148,10 +155,11 @@ def hinged_part(env: KitchenEnv) -> HingedPart:
     along = (corners - anchor) @ axis
     radial = corners - anchor - along[:, None] * axis
     distance = np.linalg.norm(radial, axis=1)
-    far = distance > 0.6 * distance.max()
-    middle = radial[far].mean(axis=0)
-    turned = abs(value - shut)
-    closed = rotate(middle / np.linalg.norm(middle), axis, -turned)
+    middle = radial[distance > 0.75 * distance.max()].mean(axis=0)
+    middle /= np.linalg.norm(middle)
+    # The outer half on this side of the hinge: some mixers have a counterweight behind it.
+    far = (distance > 0.6 * distance.max()) & (radial @ middle > 0.5 * distance)
+    closed = rotate(middle, axis, -abs(value - shut))
     angles = [signed_angle(closed, vector, axis) for vector in radial[far]]
     return HingedPart(
         anchor=anchor,
