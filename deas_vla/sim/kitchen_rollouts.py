@@ -72,6 +72,7 @@ class KitchenRolloutConfig:
         split: RoboCasa's kitchens and objects: ``pretrain``, ``target`` or ``all``.
         layouts: Only these layouts of the split; all of them when empty.
         styles: Only these styles of the split; all of them when empty.
+        cameras: Cameras that the policy was trained with, by RoboCasa's names.
         image_size: Height and width of the pictures, pixels; as in the training data.
         horizon: Steps until truncation; RoboCasa's own for each task when 0.
         workers: Simulator processes, of each process of `accelerate launch`.
@@ -90,6 +91,7 @@ class KitchenRolloutConfig:
     split: str = "target"
     layouts: list[int] = field(default_factory=list)
     styles: list[int] = field(default_factory=list)
+    cameras: list[str] = field(default_factory=lambda: list(KitchenConfig().cameras))
     image_size: int = 256
     horizon: int = 0
     workers: int = 2
@@ -102,6 +104,7 @@ class KitchenRolloutConfig:
             split=self.split,
             layouts=tuple(self.layouts),
             styles=tuple(self.styles),
+            cameras=tuple(self.cameras),
             image_size=self.image_size,
             horizon=self.horizon,
         )
