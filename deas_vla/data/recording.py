@@ -73,7 +73,7 @@ class EpisodeRecorder:
         self._state_dim = len(state_names)
         self._action_dim = len(action_names)
         features = _features(self._image_shapes, state_names, action_names)
-        self._staging = _staging_directory(self._root)
+        self._staging = staging_directory(self._root)
         try:
             self._dataset = LeRobotDataset.create(
                 repo_id=repo_id,
@@ -136,7 +136,7 @@ class EpisodeRecorder:
         }
         self._check_shapes(columns)
         _check_flags(np.asarray(success), np.asarray(terminated), np.asarray(truncated))
-        with _quiet_lerobot():
+        with quiet_lerobot():
             for t in range(len(action)):
                 frame: dict[str, Any] = {name: values[t] for name, values in columns.items()}
                 frame |= {"task": task, "policy_revision": policy_revision}
@@ -225,7 +225,7 @@ def _vector(dtype: str, names: Sequence[str]) -> dict[str, Any]:
     return {"dtype": dtype, "shape": (len(names),), "names": list(names)}
 
 
-def _staging_directory(root: Path) -> Path:
+def staging_directory(root: Path) -> Path:
     """An empty directory on the same file system, so that the final rename is atomic."""
     if root.exists():
         raise DeasError(f"dataset root {root} exists: choose another directory or remove it")
@@ -255,7 +255,7 @@ def _check_flags(
 
 
 @contextmanager
-def _quiet_lerobot() -> Iterator[None]:
+def quiet_lerobot() -> Iterator[None]:
     """Without LeRobot's progress bars and the video encoder's report on every episode."""
     import av.logging
     from lerobot.utils.utils import SuppressProgressBars

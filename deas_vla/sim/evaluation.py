@@ -1,7 +1,7 @@
 """Paired evaluation: every number of candidates sees the same episodes."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,12 +95,6 @@ def episode_seed(seed: int, index: int, task: str = "") -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]) >> 1
 
 
-def run_trials(pool: SimulatorPool, trials: Iterable[Trial]) -> Iterator[Outcome]:
-    """Yield outcomes as they finish; the same for any number of workers."""
-    for end in pool.run([Job(trial, outcome_of) for trial in trials]):
-        yield outcome_or_error(end)
-
-
 def outcome_of(trial: Trial, episode: Episode, spec: EnvSpec) -> Outcome:
     """The line that stands for an episode."""
     infos = [info for _, info in episode.plans]
@@ -117,6 +111,27 @@ def outcome_of(trial: Trial, episode: Episode, spec: EnvSpec) -> Outcome:
         evaluation_seed=trial.evaluation_seed,
         instruction=episode.instruction,
     )
+
+
+Deliver = Callable[[Trial, Episode, EnvSpec], Outcome]
+
+
+def run_trials(
+    pool: SimulatorPool,
+    trials: Iterable[Trial],
+    deliver: Deliver = outcome_of,
+    record: Callable[[int], bool] | None = None,
+) -> Iterator[Outcome]:
+    """Yield outcomes as they finish; the same for any number of workers.
+
+    Args:
+        pool: Simulators.
+        trials: Episodes to run.
+        deliver: What becomes of an episode in its worker.
+        record: Which steps it keeps pictures of, as in `Job`.
+    """
+    for end in pool.run([Job(trial, deliver, record) for trial in trials]):
+        yield outcome_or_error(end)
 
 
 def outcome_or_error(end: Finished[Outcome]) -> Outcome:

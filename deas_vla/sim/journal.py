@@ -8,7 +8,7 @@ because appending to one file from several machines is not safe on network file 
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from deas_vla.errors import DeasError
-from deas_vla.sim.evaluation import ERROR, Outcome, run_trials
+from deas_vla.sim.evaluation import ERROR, Deliver, Outcome, outcome_of, run_trials
 from deas_vla.sim.results import write_json, write_text
 from deas_vla.sim.workers import SimulatorPool, Trial
 
@@ -128,12 +128,19 @@ class Journal:
 
 
 def run_missing(
-    pool: SimulatorPool, trials: Sequence[Trial], directory: Path, rank: int = 0, world: int = 1
+    pool: SimulatorPool,
+    trials: Sequence[Trial],
+    directory: Path,
+    rank: int = 0,
+    world: int = 1,
+    deliver: Deliver = outcome_of,
+    record: Callable[[int], bool] | None = None,
 ) -> None:
     """Run this process's share of the trials that ``directory`` lacks, with a progress bar.
 
     Pairs stay in one process. The share depends on the trials alone, because other processes are
-    already at theirs while this one looks at what is done.
+    already at theirs while this one looks at what is done. ``deliver`` and ``record`` are those of
+    `run_trials`.
     """
     pairs = list(dict.fromkeys((trial.task, trial.seed) for trial in trials))
     share = set(pairs[rank::world])
@@ -144,7 +151,7 @@ def run_missing(
     bar = tqdm(total=len(mine), initial=len(known), desc="episodes", unit="ep", disable=rank > 0)
     with Journal(directory, rank) as journal, bar:
         bar.set_postfix_str(running_rates(known))
-        for outcome in run_trials(pool, missing):
+        for outcome in run_trials(pool, missing, deliver, record):
             journal.append(outcome)
             known.append(outcome)
             bar.set_postfix_str(running_rates(known), refresh=False)
