@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deas_vla.errors import DeasError
-from deas_vla.sim.env import EnvSpec, Observation
+from deas_vla.sim.env import EnvSpec, Observation, SimEnv
 from deas_vla.sim.planning import Look
 from deas_vla.sim.rollout import Plan
 
@@ -106,3 +106,18 @@ class ToyPlanner:
         scores = [round(float(s), 4) for s in rng.normal(size=look.candidates)]
         info = {"chosen": 0, "scores": scores} if look.candidates > 1 else {"chosen": 0}
         return Plan(stride.astype(np.float32), info)
+
+
+class LocalAgent:
+    """The planner's decisions without any process in between."""
+
+    def __init__(self, candidates: int) -> None:
+        self.candidates = candidates
+
+    def reset(self, seed: int) -> None:
+        self.seed, self.plans = seed, 0
+
+    def plan(self, env: SimEnv) -> Plan:
+        (plan,) = ToyPlanner().plan([Look(env.observe(), self.seed, self.plans, self.candidates)])
+        self.plans += 1
+        return plan
