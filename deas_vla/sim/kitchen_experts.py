@@ -18,8 +18,6 @@ Vector = NDArray[np.float64]
 _JOINTS: dict[str, Callable[[Any], str]] = {
     "CloseStandMixerHead": lambda kitchen: kitchen.stand_mixer._joint_names["head"],
     "CloseElectricKettleLid": lambda kitchen: kitchen.electric_kettle._joint_names["lid"],
-    "CloseMicrowave": lambda kitchen: kitchen.fxtr.door_joint_names[0],
-    "CloseToasterOvenDoor": lambda kitchen: kitchen.toaster_oven.door_joint_names[0],
 }
 
 
@@ -45,8 +43,9 @@ class SweepExpert:
 
     METRES_PER_ACTION = 0.05  # of the PandaOmron's arm controller
     CLEARANCE = 0.06  # between the part and the closed fingers before the sweep, metres
-    PUSH = 0.05  # how far ahead of the fingers the sweep's target runs, metres
-    REACHED = 0.03
+    PUSH = 0.05  # how far beyond the closed position the sweep aims, metres
+    STRIDE = 0.04  # between the sweep's waypoints, metres
+    REACHED = 0.03  # a waypoint counts as reached from here, metres
 
     def __init__(self, config: SweepExpertConfig) -> None:
         self.config = config
@@ -55,15 +54,13 @@ class SweepExpert:
         self._rng = np.random.default_rng((seed, 1))  # apart from the simulator's own stream
         self._sloppy = self._rng.random() < self.config.sloppiness
         self._error = self._rng.uniform(*self.config.aim_error)
-        self._path: list[Vector] = []
-        self._started = False
+        self._path: list[Vector] | None = None
 
     def plan(self, env: SimEnv) -> Plan:
         assert isinstance(env, KitchenEnv)
         world = env.privileged()
-        if not self._started:
+        if self._path is None:
             self._path = self._waypoints(env)
-            self._started = True
         while (
             len(self._path) > 1 and np.linalg.norm(self._path[0] - world["eef_pos"]) < self.REACHED
         ):
@@ -77,16 +74,19 @@ class SweepExpert:
         return Plan(np.clip(action, -1, 1)[None])
 
     def _waypoints(self, env: KitchenEnv) -> list[Vector]:
-        part = hinged_part(env)
-        world = env.privileged()
-        shift = 0.0
-        if self._sloppy:
-            forward = float(world["base_mat"][:, 0] @ part.axis)
+        """The way in, then an arc from behind the raised part to beyond where it is closed."""
+        part, world = hinged_part(env), env.privileged()
+        along = float(np.mean(part.axial))
+        if self._sloppy:  # on the robot's side, where nothing is in the way
+            forward = np.sign(world["base_mat"][:, 0] @ part.axis)
             near = part.axial[0] if forward > 0 else part.axial[1]
-            shift = near - np.sign(forward) * self._error - np.mean(part.axial)
-        start = part.face + self.CLEARANCE / part.radius
-        angles = np.arange(start, -self.PUSH / part.radius, -0.04 / part.radius)
-        arc = [part.point(float(angle), shift) for angle in angles]
+            along = float(near - forward * self._error)
+        angles = np.arange(
+            part.face + self.CLEARANCE / part.radius,
+            -self.PUSH / part.radius,
+            -self.STRIDE / part.radius,
+        )
+        arc = [part.point(float(angle), along) for angle in angles]
         return [*self._approach(world, arc[0], part), *arc]
 
     def _approach(self, world: dict[str, Vector], goal: Vector, part: "HingedPart") -> list[Vector]:
@@ -120,9 +120,8 @@ class HingedPart:
     axial: tuple[float, float]
     corners: Vector
 
-    def point(self, angle: float, shift: float) -> Vector:
-        """World position at ``angle``, ``shift`` along the axis from the part's middle."""
-        along = np.mean(self.axial) + shift
+    def point(self, angle: float, along: float) -> Vector:
+        """World position at ``angle`` and the pushing radius, ``along`` the axis."""
         return self.anchor + self.radius * rotate(self.closed, self.axis, angle) + along * self.axis
 
     def nearest(self, world: dict[str, Vector]) -> float:

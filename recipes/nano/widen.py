@@ -2,9 +2,8 @@
 
 python recipes/nano/widen.py --action_dim=16 --output=outputs/groot_nano_wide
 
-The public 3 B checkpoint takes 132 and needs no such step. Everything is kept but the projectors
-from and to actions: these keep what they know of the first dimensions, and the new ones start
-untrained.
+The public 3 B checkpoint takes 132 and needs no such step. The new dimensions' weights are zero
+at first: what the checkpoint does with the old ones stays as it is.
 """
 
 import json
@@ -13,11 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from build import save_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from deas_vla.cli import make_output_dir, run
+from deas_vla.errors import DeasError
 from deas_vla.policies.groot import checkpoint_directory
+
+# Tensors that hold one slice per action dimension, and along which axis.
+ACTION_AXES = {
+    "action_head.action_encoder.W1.W": 1,
+    "action_head.action_decoder.layer2.W": 2,
+    "action_head.action_decoder.layer2.b": 1,
+}
 
 
 @dataclass
@@ -28,42 +34,34 @@ class WidenConfig:
         path: Nano checkpoint.
         action_dim: Most action dimensions that the result takes.
         output: Where it goes.
-        seed: Of the untrained part.
     """
 
     path: str = "deas_vla/assets/groot_nano"
     action_dim: int = 16
     output: Path = Path("outputs/groot_nano_wide")
-    seed: int = 0
 
 
 def main(config: WidenConfig) -> None:
-    from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
-
-    root = checkpoint_directory(config.path)
-    make_output_dir(config.output)
-    shutil.copytree(
-        root, config.output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*")
-    )
+    root, output = checkpoint_directory(config.path), make_output_dir(config.output)
     settings = json.loads((root / "config.json").read_text())
-    settings |= {"max_action_dim": config.action_dim, "model_name": str(root / "backbone")}
-    torch.manual_seed(config.seed)
-    model = GR00TN17(
-        GR00TN17Config(**settings),
-        transformers_loading_kwargs={"trust_remote_code": False},
-        load_backbone_weights=False,
-    ).to(torch.bfloat16)
-    trained = {k: v for file in root.glob("*.safetensors") for k, v in load_file(file).items()}
-    weights = model.state_dict()
-    widened = []
-    for name, value in trained.items():
-        weights[name][tuple(slice(size) for size in value.shape)] = value
-        if weights[name].shape != value.shape:
-            widened.append(name)
-    model.load_state_dict(weights)
-    save_checkpoint(model, config.output)
-    print(f"{len(widened)} tensors widened to {config.action_dim} actions in {config.output}:")
-    print(", ".join(widened))
+    old = settings["max_action_dim"]
+    if config.action_dim <= old:
+        raise DeasError(f"action_dim {config.action_dim}: use more than the checkpoint's {old}")
+    shutil.copytree(root, output, dirs_exist_ok=True)
+    settings["max_action_dim"] = config.action_dim
+    (output / "config.json").write_text(json.dumps(settings, indent=2))
+    for shard in output.glob("*.safetensors"):
+        weights = load_file(shard)
+        for name in ACTION_AXES.keys() & weights.keys():
+            weights[name] = widen(weights[name], ACTION_AXES[name], config.action_dim)
+        save_file(weights, shard, metadata={"format": "pt"})
+    print(f"{old} action dimensions widened to {config.action_dim} in {output}")
+
+
+def widen(weight: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    shape = list(weight.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([weight, weight.new_zeros(shape)], dim=axis)
 
 
 if __name__ == "__main__":
