@@ -56,7 +56,7 @@ def main(config: EvalConfig) -> None:
     policy.config.temperature = config.temperature
     planner = PolicyPlanner(policy, config.batch_size or None)
     output = make_output_dir(config.output_dir)
-    identity = journal.identity(policy, config.kitchen("any"))
+    identity = journal.identity(policy, config.kitchen(specs[0].name))
     launch.claim(output, identity)
 
     with SimulatorPool(config.workers, config.make_env, planner) as pool:

@@ -53,7 +53,7 @@ def main(config: CollectConfig) -> None:
     policy.config.temperature = config.temperature
     planner = PolicyPlanner(policy, config.batch_size or None)
     output = make_output_dir(config.output_dir)
-    identity = journal.identity(policy, config.kitchen("any"))
+    identity = journal.identity(policy, config.kitchen(specs[0].name))
     launch.claim(output, identity | {"repo_id": config.repo_id, "robot_type": config.robot_type})
     if launch.rank == 0:
         recover(output, list(journal.finished(output).values()))

@@ -65,7 +65,7 @@ def identity(policy: "ValueGuidedPolicy", env: object) -> dict[str, Any]:
 
     Args:
         policy: With the temperature and the number of executed steps that it runs with.
-        env: The environment's configuration, a dataclass.
+        env: The environment's configuration, a dataclass; its task stands in every trial instead.
     """
     simulators = ("mujoco", "praxis-robosuite", "robosuite", "praxis-robocasa", "robocasa")
     versions = {}
@@ -76,7 +76,7 @@ def identity(policy: "ValueGuidedPolicy", env: object) -> dict[str, Any]:
         "policy_revision": policy.revision(),
         "temperature": policy.config.temperature,
         "n_action_steps": policy.config.n_action_steps,
-        **{f"env.{name}": value for name, value in vars(env).items()},
+        **{f"env.{name}": value for name, value in vars(env).items() if name != "task"},
         "simulator": versions,
     }
 

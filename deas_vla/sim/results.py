@@ -17,8 +17,8 @@ from deas_vla.sim.statistics import mcnemar, paired_difference, wilson
 
 _PAIRED = {  # (success of best-of-N, success of the base policy) to how a pair is drawn
     (True, True): ("both succeed", "#4c956c"),
-    (True, False): ("only with N", "#90be6d"),
-    (False, True): ("only with N = 1", "#f3722c"),
+    (True, False): ("only best-of-N", "#90be6d"),
+    (False, True): ("only the base policy", "#f3722c"),
     (False, False): ("both fail", "#adb5bd"),
 }
 
@@ -173,6 +173,7 @@ def _draw_pairs(
             labels.append(f"{task}, N = {candidates}" if len(numbers) > 1 else task)
     axes.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     axes.set(xlabel="paired episodes")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
