@@ -1,5 +1,7 @@
 """Paired trials and the processes that run them, with a simulator made of a few lines."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +161,20 @@ def test_workers_that_all_die_end_the_evaluation(tmp_path: Path) -> None:
 def test_no_worker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeasError, match="workers 0"):
         SimulatorPool(0, ToyMaker(tmp_path), ToyPlanner())
+
+
+def test_simulator_processes_import_no_policy() -> None:
+    modules = [
+        "workers",
+        "evaluation",
+        "journal",
+        "results",
+        "video",
+        "recording",
+        "kitchen_rollouts",
+    ]
+    code = (
+        f"import sys, {', '.join(f'deas_vla.sim.{name}' for name in modules)}\n"
+        "assert not {'torch', 'lerobot', 'accelerate', 'robocasa', 'mujoco'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True)
