@@ -52,6 +52,7 @@ help: ## list the targets
 
 quickstart: $(INSTALLED) ## finetune, train the critic and compare best-of-16 with the base policy, at toy size
 	HF_HUB_OFFLINE=1 $(LAUNCH) $(QUICKSTART_TRAIN)
+	rm -rf outputs/quickstart/eval  # of an earlier bundle: an evaluation goes on only with its own
 	HF_HUB_OFFLINE=1 $(PYTHON) $(QUICKSTART_EVAL)
 
 test: $(INSTALLED) ## run the whole test suite, fast tests first

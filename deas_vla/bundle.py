@@ -14,8 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lerobot.configs.policies import PreTrainedConfig
+
 from deas_vla.errors import DeasError
-from deas_vla.guidance.guided import ValueGuidedPolicy
+from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
+from deas_vla.policies.config import VLAConfig, load_vla
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -90,14 +93,60 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def open_bundle(directory: str | Path, *, device: str | None = None) -> ValueGuidedPolicy:
+def open_bundle(
+    directory: str | Path,
+    *,
+    device: str | None = None,
+    base: str | None = None,
+    n_action_steps: int | None = None,
+) -> ValueGuidedPolicy:
     """Load the value-guided policy of a whole bundle, on ``device`` or where it was made.
+
+    Args:
+        directory: The bundle.
+        device: Where it runs.
+        base: The base checkpoint, where it no longer is where the bundle says.
+        n_action_steps: Steps executed of a chunk; the bundle's own number when left out.
 
     Raises:
         DeasError: As `read_manifest`, or a base checkpoint that is not there.
     """
     read_manifest(directory)
-    return ValueGuidedPolicy.from_pretrained(directory, device=device)
+    config = PreTrainedConfig.from_pretrained(directory)
+    config.vla.path = base or config.vla.path
+    config.n_action_steps = n_action_steps or config.n_action_steps
+    return ValueGuidedPolicy.from_pretrained(directory, config=config, device=device)
+
+
+def open_policy(
+    bundle: Path | None, vla: VLAConfig, *, n_action_steps: int | None, device: str
+) -> ValueGuidedPolicy:
+    """A bundle, or without one the checkpoint ``vla`` as it is: one candidate, no critic.
+
+    Args:
+        bundle: Its directory. Its own configuration then stands for ``vla``, except the path.
+        vla: Base checkpoint; an empty path means the bundle's own.
+        n_action_steps: Steps executed of a chunk; when left out, as many as the bundle says, or
+            half of the checkpoint's chunk.
+        device: Where it runs.
+
+    Raises:
+        DeasError: Neither is given, or what is given cannot be loaded or does not fit.
+    """
+    if bundle is not None:
+        base = vla.path or None
+        return open_bundle(bundle, device=device, base=base, n_action_steps=n_action_steps)
+    if not vla.path:
+        raise DeasError("no policy is given: use --bundle=DIR, --policy.path=CHECKPOINT or both")
+    model = load_vla(vla, device=device)
+    config = ValueGuidedConfig(
+        vla=vla,
+        candidates=1,
+        n_action_steps=n_action_steps or max(1, model.spec.action_horizon // 2),
+        adapter=False,
+        device=device,
+    )
+    return ValueGuidedPolicy(config, model, critic=None)
 
 
 def _replace(new: Path, place: Path) -> None:

@@ -7,13 +7,12 @@ import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from deas_vla.cli import run
-from deas_vla.data.recording import EpisodeRecorder
 from deas_vla.sim.experts import LiftExpert, LiftExpertConfig
-from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv
+from deas_vla.sim.recording import episode_recorder, record_episode
+from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv, lift_spec
 from deas_vla.sim.rollout import Episode, rollout
 
 
@@ -47,37 +46,15 @@ def record(seed: int) -> Episode:
 
 
 def main(config: RecordConfig) -> None:
-    spec = LiftEnv(LiftConfig()).spec
-    recorder = EpisodeRecorder(
-        config.output,
-        repo_id="deas_vla/lift_demos",
-        fps=spec.fps,
-        image_shapes=dict(zip(spec.image_keys, spec.image_sizes.values(), strict=True)),
-        state_names=spec.state_names,
-        action_names=spec.action_names,
-        robot_type="panda",
+    recorder = episode_recorder(
+        config.output, "deas_vla/lift_demos", lift_spec(LiftConfig()), "panda"
     )
     seeds = range(config.first_seed, config.first_seed + config.episodes)
     spawn = multiprocessing.get_context("spawn")
     successes = 0
     with recorder, spawn.Pool(config.workers, start, (config.sloppiness,)) as pool:
         for episode in tqdm(pool.imap(record, seeds), total=config.episodes, desc="episodes"):
-            success = np.zeros(episode.steps, dtype=bool)
-            success[-1] = episode.success
-            truncated = np.zeros(episode.steps, dtype=bool)
-            truncated[-1] = episode.truncated
-            looks = episode.observations
-            recorder.add_episode(
-                images={key: np.stack([o.images[key] for o in looks]) for key in spec.image_keys},
-                state=np.stack([o.state for o in looks]),
-                action=episode.actions,
-                reward=success.astype(np.float32),
-                success=success,
-                terminated=success,
-                truncated=truncated,
-                task=spec.instruction,
-                seed=episode.seed,
-            )
+            record_episode(recorder, episode)
             successes += episode.success
     print(f"{successes} of {config.episodes} episodes successful, in {config.output}")
 

@@ -17,7 +17,7 @@ from deas_vla.errors import DeasError
 if TYPE_CHECKING:
     from lerobot.configs.video import RGBEncoderConfig
 
-_FLAGS = ("next.done", "next.success", "next.truncated")
+_FLAGS = ("next.done", "next.success", "next.terminated", "next.truncated")
 
 
 def small_video_encoder() -> "RGBEncoderConfig":
@@ -36,8 +36,9 @@ class EpisodeRecorder:
     """Writes finished episodes beside `root` and renames them into place on `finish()`.
 
     Besides LeRobot's own columns a frame holds `next.reward` (float32), `next.done`,
-    `next.success` and `next.truncated` (bool, all after the frame's action), and `episode_seed`
-    (int64, the seed of the episode's initial state; LeRobot has no place for it per episode).
+    `next.success`, `next.terminated` and `next.truncated` (bool, all after the frame's action),
+    `episode_seed` (int64, the seed of the episode's initial state) and `policy_revision` (string,
+    who acted); LeRobot has no place for the last two per episode.
 
     Used as a context manager it finishes at the end of the block and discards on an exception.
 
@@ -72,7 +73,7 @@ class EpisodeRecorder:
         self._state_dim = len(state_names)
         self._action_dim = len(action_names)
         features = _features(self._image_shapes, state_names, action_names)
-        self._staging = _staging_directory(self._root)
+        self._staging = staging_directory(self._root)
         try:
             self._dataset = LeRobotDataset.create(
                 repo_id=repo_id,
@@ -102,6 +103,7 @@ class EpisodeRecorder:
         truncated: NDArray[np.bool_],
         task: str,
         seed: int,
+        policy_revision: str = "",
     ) -> None:
         """Appends one episode of `T` frames.
 
@@ -116,6 +118,7 @@ class EpisodeRecorder:
                 terminated.
             task: the instruction.
             seed: of the initial state.
+            policy_revision: which policy acted; empty for people and scripted experts.
 
         Raises:
             DeasError: shapes or flags that contradict each other, or values that are not finite.
@@ -126,16 +129,18 @@ class EpisodeRecorder:
             "next.reward": np.asarray(reward, dtype=np.float32)[:, None],
             "next.done": (np.asarray(terminated) | np.asarray(truncated))[:, None],
             "next.success": np.asarray(success, dtype=bool)[:, None],
+            "next.terminated": np.asarray(terminated, dtype=bool)[:, None],
             "next.truncated": np.asarray(truncated, dtype=bool)[:, None],
             "episode_seed": np.full((len(action), 1), seed, dtype=np.int64),
             **images,
         }
         self._check_shapes(columns)
         _check_flags(np.asarray(success), np.asarray(terminated), np.asarray(truncated))
-        with _quiet_lerobot():
+        with quiet_lerobot():
             for t in range(len(action)):
                 frame: dict[str, Any] = {name: values[t] for name, values in columns.items()}
-                self._dataset.add_frame(frame | {"task": task})
+                frame |= {"task": task, "policy_revision": policy_revision}
+                self._dataset.add_frame(frame)
             self._dataset.save_episode(parallel_encoding=False)
 
     def finish(self) -> Path:
@@ -203,6 +208,7 @@ def _features(
         "next.reward": {"dtype": "float32", "shape": (1,), "names": None},
         **{name: {"dtype": "bool", "shape": (1,), "names": None} for name in _FLAGS},
         "episode_seed": {"dtype": "int64", "shape": (1,), "names": None},
+        "policy_revision": {"dtype": "string", "shape": (1,), "names": None},
     }
     for key, (height, width) in image_shapes.items():
         if not key.startswith("observation.images."):
@@ -219,7 +225,7 @@ def _vector(dtype: str, names: Sequence[str]) -> dict[str, Any]:
     return {"dtype": dtype, "shape": (len(names),), "names": list(names)}
 
 
-def _staging_directory(root: Path) -> Path:
+def staging_directory(root: Path) -> Path:
     """An empty directory on the same file system, so that the final rename is atomic."""
     if root.exists():
         raise DeasError(f"dataset root {root} exists: choose another directory or remove it")
@@ -249,7 +255,7 @@ def _check_flags(
 
 
 @contextmanager
-def _quiet_lerobot() -> Iterator[None]:
+def quiet_lerobot() -> Iterator[None]:
     """Without LeRobot's progress bars and the video encoder's report on every episode."""
     import av.logging
     from lerobot.utils.utils import SuppressProgressBars

@@ -1,8 +1,9 @@
 """The value-guided policy: N candidates from the flow head, the critic's favourite executed."""
 
+import hashlib
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ class Decision:
     scores: Tensor | None
     chosen: Tensor
 
+    @property
+    def chunk(self) -> Tensor:
+        """The chosen chunks, (B, H, A)."""
+        row = torch.arange(len(self.chosen))
+        return self.candidates[row, self.chosen.cpu()]
+
 
 class ValueGuidedPolicy(PreTrainedPolicy):
     """Best of N by a critic over the VLA's own frozen features (algorithms: policy extraction).
@@ -133,28 +140,59 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         noise = kwargs.get("noise")
         if noise is None:
             noise = self._noise.draw(self.config.candidates, self.vla.spec.noise_shape)
-        self.last_decision = self.decide(self.vla.encode(batch), noise)
-        row = torch.arange(len(self.last_decision.chosen))
-        chunk = self.last_decision.candidates[row, self.last_decision.chosen.cpu()]
-        return chunk[:, : self.config.n_action_steps]
+        generators = self._noise.selection_generators()
+        self.last_decision = self._decide(self.vla.encode(batch), noise, generators)
+        return self.last_decision.chunk[:, : self.config.n_action_steps]
 
-    def decide(self, encoding: Encoding, noise: Tensor) -> Decision:
+    @torch.no_grad()
+    def decide(
+        self, batch: Mapping[str, Any], streams: CandidateNoise, candidates: int
+    ) -> Decision:
+        """Decide for B observations of any episodes, without touching the policy's own state.
+
+        Args:
+            batch: LeRobot observation batch.
+            streams: Noise of these B episodes at their own plans.
+            candidates: N.
+
+        Raises:
+            DeasError: N above 1 without a critic.
+        """
+        self.check_candidates(candidates)
+        noise = streams.draw(candidates, self.vla.spec.noise_shape)
+        return self._decide(self.vla.encode(batch), noise, streams.selection_generators())
+
+    def _decide(
+        self, encoding: Encoding, noise: Tensor, generators: Sequence[torch.Generator]
+    ) -> Decision:
         """Sample N candidates from one encoding, score them on their first H steps, choose."""
         candidates = self.vla.sample(encoding, noise)  # (B, N, H_policy, A)
         if candidates.shape[1] == 1:
             return Decision(candidates, None, torch.zeros(len(candidates), dtype=torch.int64))
-        assert self.critic is not None  # _check refuses N > 1 without one
+        assert self.critic is not None  # N > 1 is refused without one
         scores = self.critic.score(
             self.feature(encoding),
             encoding.state.to(self.vla.device),
             candidates[:, :, : self.critic.config.horizon].to(self.vla.device),
         )
-        generator = self._noise.selection_generator()
-        return Decision(candidates, scores, select(scores, self.config.temperature, generator))
+        return Decision(candidates, scores, select(scores, self.config.temperature, generators))
+
+    def check_candidates(self, candidates: int) -> None:
+        """DeasError for a number of candidates that this policy cannot choose among."""
+        _check_candidates(candidates, self.critic)
 
     def feature(self, encoding: Encoding) -> Tensor:
         """The critic's view of an observation: float32 (B, F)."""
         return pool_encoding(self.vla, encoding, self.config.pooling)
+
+    def revision(self) -> str:
+        """SHA-256 over all weights and statistics: which policy and critic this is."""
+        digest = hashlib.sha256(json.dumps(self.dataset_stats, sort_keys=True).encode())
+        for module in (self.vla.model, self.critic):
+            for name, tensor in sorted(module.state_dict().items() if module else ()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def select_action(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
         """LeRobot's step-wise entry: float32 (B, A), deciding anew when the queue is empty."""
@@ -231,19 +269,13 @@ def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tenso
 
 def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
     horizon = vla.spec.action_horizon
-    if config.candidates < 1:
-        raise DeasError(f"candidates {config.candidates}: use 1 (base policy) or more")
+    _check_candidates(config.candidates, critic)
     if not 1 <= config.n_action_steps <= horizon:
         raise DeasError(
             f"n_action_steps {config.n_action_steps} is outside the policy's chunk of {horizon}: "
             f"use 1 to {horizon}"
         )
     if critic is None:
-        if config.candidates > 1:
-            raise DeasError(
-                f"candidates {config.candidates} without a critic: train one (--stages=critic) or "
-                "use --candidates=[1]"
-            )
         return
     if critic.config.horizon > horizon:
         raise DeasError(
@@ -254,4 +286,14 @@ def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
         raise DeasError(
             f"critic scores {critic.config.action_dim} action dimensions, the policy has "
             f"{vla.spec.action_dim}: use a critic of this embodiment"
+        )
+
+
+def _check_candidates(candidates: int, critic: Critic | None) -> None:
+    if candidates < 1:
+        raise DeasError(f"candidates {candidates}: use 1 (base policy) or more")
+    if candidates > 1 and critic is None:
+        raise DeasError(
+            f"candidates {candidates} without a critic: train one (--stages=critic) or "
+            "use --candidates=[1]"
         )

@@ -12,27 +12,37 @@ from torch import Tensor
 
 
 class CandidateNoise:
-    """Draws the flow's starting noise for B parallel episodes."""
+    """Draws the flow's starting noise for B parallel episodes, each from its own stream.
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    Args:
+        seeds: One per episode.
+        plans: How many decisions each episode has had; 0 when left out. A row depends on its own
+            seed and plan alone, so that episodes may be batched in any company.
+    """
+
+    def __init__(self, seeds: Sequence[int], plans: Sequence[int] | None = None) -> None:
         self._seeds = list(seeds)
-        self._plan = 0
+        self._plans = [0] * len(self._seeds) if plans is None else list(plans)
 
     def draw(self, candidates: int, shape: tuple[int, ...]) -> Tensor:
         """Next plan's noise: float32 (B, N, *shape) on the CPU, standard normal."""
         rows = []
-        for seed in self._seeds:
-            generator = self._generator(seed, stream=0)
+        for generator in self._generators(stream=0):
             rows.append(
                 torch.stack([torch.randn(shape, generator=generator) for _ in range(candidates)])
             )
-        self._plan += 1
+        self._plans = [plan + 1 for plan in self._plans]
         return torch.stack(rows)
 
-    def selection_generator(self) -> torch.Generator:
-        """Randomness of the choice among the last plan's candidates."""
-        return self._generator(self._seeds[0], stream=1)
+    def selection_generators(self) -> list[torch.Generator]:
+        """Randomness of each episode's choice among its last plan's candidates."""
+        return self._generators(stream=1)
 
-    def _generator(self, seed: int, stream: int) -> torch.Generator:
-        state = np.random.SeedSequence((seed, self._plan, stream)).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(state) >> 1)
+    def _generators(self, stream: int) -> list[torch.Generator]:
+        moments = zip(self._seeds, self._plans, strict=True)
+        return [_generator(seed, plan, stream) for seed, plan in moments]
+
+
+def _generator(seed: int, plan: int, stream: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, plan, stream)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)

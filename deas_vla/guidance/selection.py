@@ -1,19 +1,23 @@
 """Which of N scored candidates is executed (algorithms: best-of-N; V-GPS, arXiv 2410.13816)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from deas_vla.errors import DeasError
 
 
-def select(scores: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+def select(
+    scores: Tensor, temperature: float, generators: Sequence[torch.Generator] = ()
+) -> Tensor:
     """Choose one candidate per row.
 
     Args:
         scores: (B, N) critic values.
         temperature: 0 takes the argmax; above 0 draws with probability
             ``softmax(scores / temperature)``, in units of return (V-GPS, section 4).
-        generator: Randomness of the draw; not used at temperature 0.
+        generators: Randomness of each row's draw; not used at temperature 0.
 
     Returns:
         int64 (B,).
@@ -30,4 +34,6 @@ def select(scores: Tensor, temperature: float, generator: torch.Generator | None
     if temperature == 0:
         return scores.argmax(dim=1)
     probabilities = torch.softmax(scores.double() / temperature, dim=1)
-    return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(scores.device)
+    rows = zip(probabilities.cpu(), generators, strict=True)
+    drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in rows]
+    return torch.cat(drawn).to(scores.device)

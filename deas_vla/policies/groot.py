@@ -99,6 +99,11 @@ class GrootVLA:
         config = _read_config(root, path)
         backbone = _backbone_path(root, config["model_name"])
         _check_fit(root, config, embodiment, image_keys, state_dim, action_dim)
+        if dataset_stats is None and not _statistics(root, embodiment):
+            raise DeasError(
+                f"checkpoint '{path}' has no statistics for embodiment '{embodiment}': use one of "
+                "its own (--policy.embodiment), or a --bundle that was trained on your dataset"
+            )
         overrides = {} if denoising_steps is None else {"num_inference_timesteps": denoising_steps}
         with _quiet():
             model = GR00TN17.from_pretrained(

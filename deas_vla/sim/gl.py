@@ -1,16 +1,50 @@
 """Choose MuJoCo's headless renderer before MuJoCo is first imported."""
 
+import ctypes.util
 import os
+import warnings
+
+from deas_vla.errors import DeasError
+
+_LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}  # in order of preference
 
 
 def use_headless_gl() -> str:
-    """Set ``MUJOCO_GL`` to ``egl`` unless the user set it; returns the backend in force.
+    """Set ``MUJOCO_GL`` to what this machine has unless the user set it; returns it.
 
-    EGL runs on NVIDIA drivers and on Mesa's software rasteriser alike, so no display and no
-    extra system package is needed on a usual machine.
+    EGL comes first, because it runs on NVIDIA drivers and on Mesa's software rasteriser alike.
+    OSMesa stands in where only it is installed; on a CPU it is about twice as fast.
     """
-    backend = os.environ.setdefault("MUJOCO_GL", "egl")
+    if "MUJOCO_GL" not in os.environ:
+        found = [name for name, lib in _LIBRARIES.items() if ctypes.util.find_library(lib)]
+        os.environ["MUJOCO_GL"] = found[0] if found else "egl"
+    backend = os.environ["MUJOCO_GL"]
     os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    return backend
+
+
+def check_gl() -> str:
+    """Set a renderer up for an empty world, so that a failure is known before any simulator starts.
+
+    Returns:
+        The backend in force.
+
+    Raises:
+        DeasError: It does not start; what was tried and what to set.
+    """
+    backend = use_headless_gl()
+    try:
+        import mujoco
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error below says it all
+            context = mujoco.GLContext(16, 16)
+            context.make_current()
+            world = mujoco.MjModel.from_xml_string("<mujoco/>")
+            mujoco.MjrContext(world, mujoco.mjtFontScale.mjFONTSCALE_100.value).free()
+            context.free()
+    except Exception as error:  # every backend raises its own class, on import or later
+        raise DeasError(gl_failure(error)) from error
     return backend
 
 
@@ -18,7 +52,10 @@ def gl_failure(error: Exception) -> str:
     """One line for a renderer that would not start."""
     backend = os.environ.get("MUJOCO_GL", "unset")
     cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    there = {name: bool(ctypes.util.find_library(lib)) for name, lib in _LIBRARIES.items()}
+    found = ", ".join(f"lib{_LIBRARIES[k]} {'found' if v else 'missing'}" for k, v in there.items())
     return (
-        f"rendering failed with MUJOCO_GL={backend} ({cause}): install Mesa's EGL (Debian: "
-        "libegl1 libgl1-mesa-dri) or set MUJOCO_GL=osmesa with Debian's libosmesa6"
+        f"rendering failed with MUJOCO_GL={backend} ({cause}; {found}): set MUJOCO_GL=egl with an "
+        "NVIDIA driver or Mesa (Debian: libegl1 libgl1-mesa-dri), or MUJOCO_GL=osmesa with "
+        "Debian's libosmesa6"
     )

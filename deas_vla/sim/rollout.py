@@ -41,6 +41,7 @@ class Episode:
 
     Attributes:
         seed: Seed of the initial state.
+        instruction: What the policy was told.
         success: Whether the task counted as solved after any step.
         steps: T.
         observations: T observations, one before each action, when recorded; else empty.
@@ -49,6 +50,7 @@ class Episode:
     """
 
     seed: int
+    instruction: str
     success: bool
     steps: int
     observations: list[Observation]
@@ -86,6 +88,7 @@ def rollout(
         The episode; it ends at the first step after which the task counts as solved.
     """
     env.reset(seed)
+    instruction = env.observe(images=False).task
     agent.reset(seed if agent_seed is None else agent_seed)
     observations: list[Observation] = []
     actions: list[NDArray[np.float32]] = []
@@ -102,4 +105,4 @@ def rollout(
         action = queue.pop(0)
         success = env.step(action)
         actions.append(action)
-    return Episode(seed, success, len(actions), observations, np.stack(actions), plans)
+    return Episode(seed, instruction, success, len(actions), observations, np.stack(actions), plans)

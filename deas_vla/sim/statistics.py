@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import norm
 
-Z95 = float(norm.ppf(0.975))
+Z95 = NormalDist().inv_cdf(0.975)
 
 
 def wilson(successes: int, episodes: int, z: float = Z95) -> tuple[float, float]:
@@ -52,6 +52,26 @@ def paired_difference(
     low = _combine(p - p_low, q_high - q, phi)
     high = _combine(p_high - p, q - q_low, phi)
     return difference, (max(-1.0, difference - low), min(1.0, difference + high))
+
+
+def mcnemar(outcome: Sequence[bool], base: Sequence[bool]) -> float:
+    """Exact two-sided p of no difference between paired success rates (McNemar 1947).
+
+    Only pairs that differ count: under no difference each goes either way with probability 1/2.
+
+    Args:
+        outcome: Success per episode.
+        base: Success of the base policy in the same episodes, in the same order.
+
+    Returns:
+        p in 0..1; 1 where no pair differs.
+    """
+    a, b = np.asarray(outcome, dtype=bool), np.asarray(base, dtype=bool)
+    if a.shape != b.shape:
+        raise ValueError(f"paired outcomes differ in length: {a.size} and {b.size}")
+    won, lost = int((a & ~b).sum()), int((~a & b).sum())
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2 ** (won + lost))
 
 
 def _combine(x: float, y: float, phi: float) -> float:

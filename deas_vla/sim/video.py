@@ -1,14 +1,69 @@
 """An episode as mp4, with the critic's opinion drawn in."""
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deas_vla.sim.env import EnvSpec
+from deas_vla.sim.evaluation import ERROR, Outcome, outcome_of
 from deas_vla.sim.rollout import Episode
+from deas_vla.sim.workers import Job, SimulatorPool, Trial, every_step
 
 _SCALE_TO = 256  # pixels of one camera's shorter side
 _PANEL = 72  # pixels of the strip below the pictures
+
+
+def film(
+    pool: SimulatorPool, outcomes: Sequence[Outcome], directory: Path, each: int
+) -> list[tuple[Path, Outcome, bool]]:
+    """Run some episodes again with the cameras on at every step, and write them as mp4.
+
+    An episode is determined by its trial, so it is the same episode; looking changes nothing.
+
+    Args:
+        pool: The one that ran them.
+        outcomes: What there is to choose from.
+        directory: Where ``<episode_id>.mp4`` go.
+        each: How many successes and how many failures of each task, with the most candidates.
+            Those that the base policy decided otherwise come first.
+
+    Returns:
+        File, outcome as filmed, and whether it is the outcome as evaluated.
+    """
+    chosen = {outcome.episode_id: outcome for outcome in worth_seeing(outcomes, each)}
+    if chosen:
+        directory.mkdir(exist_ok=True)
+    deliver = functools.partial(_write_and_tell, directory)
+    trials = [Trial(o.task, o.seed, o.candidates, o.evaluation_seed) for o in chosen.values()]
+    films = []
+    for end in pool.run([Job(trial, deliver, every_step) for trial in trials]):
+        if end.result is not None:
+            same = end.result == chosen[end.trial.episode_id]
+            films.append((directory / f"{end.trial.episode_id}.mp4", end.result, same))
+    order = list(chosen)
+    return sorted(films, key=lambda each: order.index(each[1].episode_id))
+
+
+def worth_seeing(outcomes: Sequence[Outcome], each: int) -> list[Outcome]:
+    """Successes and failures of every task, ``each`` of both, as `film` takes them."""
+    most = max(o.candidates for o in outcomes)
+    base = {(o.task, o.seed): o.success for o in outcomes if o.candidates == 1}
+    mine = [o for o in outcomes if o.candidates == most and o.outcome != ERROR]
+    found = []
+    for task in dict.fromkeys(o.task for o in mine):
+        for success in (True, False):
+            kind = [o for o in mine if o.task == task and o.success == success]
+            kind.sort(key=lambda o: base.get((o.task, o.seed), o.success) == o.success)
+            found += kind[:each]
+    return found
+
+
+def _write_and_tell(directory: Path, trial: Trial, episode: Episode, spec: EnvSpec) -> Outcome:
+    write_episode_video(episode, directory / f"{trial.episode_id}.mp4", spec.fps)
+    return outcome_of(trial, episode, spec)
 
 
 def write_episode_video(episode: Episode, path: Path, fps: int) -> None:
@@ -28,7 +83,7 @@ def _draw(episode: Episode, step: int, fps: int) -> NDArray[np.uint8]:
     from PIL import Image, ImageDraw, ImageFont
 
     look = episode.observations[step]
-    scale = _SCALE_TO // min(min(image.shape[:2]) for image in look.images.values())
+    scale = max(1, _SCALE_TO // min(min(i.shape[:2]) for i in look.images.values()))
     cameras = [np.kron(i, np.ones((scale, scale, 1), np.uint8)) for i in look.images.values()]
     strip = np.zeros((_PANEL, sum(c.shape[1] for c in cameras), 3), np.uint8)
     canvas = Image.fromarray(np.vstack([np.hstack(cameras), strip]))

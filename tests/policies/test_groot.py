@@ -11,7 +11,8 @@ from deas_vla.errors import DeasError
 from deas_vla.policies.config import VLAConfig, load_vla
 from deas_vla.policies.groot import GrootVLA
 
-NANO = Path(__file__).parents[2] / "deas_vla/assets/groot_nano"
+ROOT = Path(__file__).parents[2]
+NANO = ROOT / "deas_vla/assets/groot_nano"
 CAMERAS = ["observation.images.agentview", "observation.images.eye_in_hand"]
 HEAD_INPUTS = (
     "input_ids",
@@ -169,3 +170,25 @@ def test_a_copied_checkpoint_is_the_same_policy(vla: GrootVLA, tmp_path: Path) -
 def test_nano_is_small() -> None:
     size = sum(file.stat().st_size for file in NANO.rglob("*") if file.is_file())
     assert size <= 12_000_000
+
+
+def test_a_wider_nano_checkpoint_samples_the_same_chunks(
+    vla: GrootVLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes/nano"))
+    import widen
+
+    widen.main(widen.WidenConfig(path=str(NANO), action_dim=16, output=tmp_path))
+    wide = load_vla(config(tmp_path))
+    noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    ours = wide.sample(wide.encode(observation(2)), noise)
+    theirs = vla.sample(vla.encode(observation(2)), noise[..., :8])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    twelve = config(tmp_path, embodiment="new_embodiment", state_dim=16, action_dim=12)
+    with pytest.raises(DeasError, match=r"action has 12 dimensions .* at most 8"):
+        load_vla(config(embodiment="new_embodiment", state_dim=16, action_dim=12))
+    statistics = {
+        key: {name: torch.full((dim,), value) for name, value in (("min", -1.0), ("max", 1.0))}
+        for key, dim in (("observation.state", 16), ("action", 12))
+    }
+    assert load_vla(twelve, dataset_stats=statistics).spec.action_dim == 12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from deas_vla.sim.statistics import paired_difference, wilson
+from deas_vla.sim.statistics import mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (3, 10), (10, 10), (37, 100)])
@@ -46,3 +46,11 @@ def test_coverage_of_the_paired_interval() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="3 and 2"):
         paired_difference([True] * 3, [True] * 2)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 0), (9, 2), (4, 4), (30, 55)])
+def test_mcnemar_equals_scipy(won: int, lost: int) -> None:
+    outcome = [True] * won + [False] * lost + [True] * 3 + [False] * 7
+    base = [False] * won + [True] * lost + [True] * 3 + [False] * 7
+    reference = binomtest(won, won + lost, 0.5).pvalue if won + lost else 1.0
+    assert mcnemar(outcome, base) == pytest.approx(reference, rel=1e-9)
