@@ -4,7 +4,8 @@ accelerate launch recipes/finetune_groot.py --config_path recipes/configs/quicks
 
 Stages, in this order: ``features`` runs every frame through the frozen backbone once and caches the
 tokens and their pooling; ``policy`` trains LoRA on the flow-matching action head; ``critic`` trains
-the critic. The run ends with a bundle in ``--output_dir``.
+the critic. The run ends with a bundle in ``--output_dir``. An interrupted run goes on when the same
+command is given again.
 """
 
 import time
@@ -15,31 +16,47 @@ from accelerate.utils import set_seed
 from deas_vla.bundle import write_bundle
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
-from deas_vla.data.episodes import load_episodes, split_episodes
+from deas_vla.data.episodes import EpisodeTable, load_episodes, split_episodes
 from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.provenance import provenance
 from deas_vla.training.candidates import candidates_by_frame
+from deas_vla.training.checkpoints import recorded_run
 from deas_vla.training.config import FinetuneConfig
-from deas_vla.training.critic import check_critic_data, train_critic
+from deas_vla.training.critic import train_critic
+from deas_vla.training.critic_data import check_critic_data
 from deas_vla.training.features import check_statistics, dataset_statistics, extract_features
 from deas_vla.training.offline import episode_digests
 from deas_vla.training.policy import finetune_policy
-from deas_vla.training.trackers import make_accelerator, plain
+from deas_vla.training.preemption import Preemption
+from deas_vla.training.run import Run
+from deas_vla.training.trackers import identity, make_accelerator, plain
 
 
 def main(config: FinetuneConfig) -> None:
-    started = time.time()
     config.check()
     table = load_episodes(config.dataset.repo_id, config.dataset.root)
-    train, held_out = split_episodes(table, config.dataset.holdout, config.seed)
     output = make_output_dir(config.output_dir)
     accelerator = make_accelerator(config)
+    same = identity(config, table.fingerprint)
+    with (
+        Preemption(accelerator) as preemption,
+        recorded_run(output, config.stages, same, config.resume, accelerator),
+    ):
+        log = accelerator.log
+        run = Run(output, accelerator, preemption, config.checkpoint, config.seed, log)
+        run_stages(config, table, run)
+    accelerator.end_training()
+
+
+def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
+    started = time.time()
+    accelerator, output = run.accelerator, run.output
+    train, held_out = split_episodes(table, config.dataset.holdout, config.seed)
     accelerator.print(
         f"{table.num_episodes} episodes, {int(table.episode_success.sum())} successful, "
         f"{table.num_frames} frames; {len(train)} episodes to train on"
     )
-    log = accelerator.log
     set_seed(config.seed, device_specific=True)
 
     # The base checkpoint, frozen, under the adapter of an earlier run where this one trains none.
@@ -61,10 +78,7 @@ def main(config: FinetuneConfig) -> None:
         vla, table, config.features, cache, accelerator, keep_tokens=keep_tokens
     )
     if finetunes:
-        loss = finetune_policy(
-            vla, encodings, table, train, config.policy, accelerator, config.seed, log
-        )
-        accelerator.print(f"policy: flow-matching loss {loss:.4f}")
+        finetune_policy(vla, encodings, table, train, held_out, config.policy, run)
 
     critic = None
     if "critic" in config.stages:
@@ -75,21 +89,14 @@ def main(config: FinetuneConfig) -> None:
                 encodings,
                 table,
                 train,
+                cache,
                 candidates=config.critic.policy_samples,
                 horizon=config.critic.horizon,
                 seed=config.seed,
                 accelerator=accelerator,
             )
         critic = train_critic(
-            table,
-            encodings.pooled,
-            train,
-            config.critic,
-            accelerator,
-            config.seed,
-            log,
-            last_good=output / "critic_last_good",
-            candidates=candidates,
+            table, encodings.pooled, train, held_out, config.critic, run, candidates=candidates
         )
     elif (output / "critic").is_dir():
         critic = load_critic(output / "critic", device)
@@ -119,9 +126,9 @@ def main(config: FinetuneConfig) -> None:
         },
     }
     if accelerator.is_main_process:
-        write_bundle(ValueGuidedPolicy(guided, vla, critic, statistics), output, record)
+        with run.preemption.deferred():
+            write_bundle(ValueGuidedPolicy(guided, vla, critic, statistics), output, record)
         print(f"bundle in {output} after {(time.time() - started) / 60:.1f} minutes")
-    accelerator.end_training()
 
 
 def has_adapter(output: Path) -> bool:

@@ -30,8 +30,8 @@ class TransitionDataset:
         device: where batches are made.
         resident: whether features move to the device; None decides by free memory.
         next_actions: also gather the dataset's chunk at `s'` (for EVOR's target).
-        candidates: (T, N, H, A) policy samples at each frame, on any device; those at `s'` are
-            gathered (for QC's target).
+        candidates: (T, N, H, A) policy samples at each frame, memory-mapped or not; those at `s'`
+            are gathered (for QC's target).
 
     Raises:
         DeasError: no transitions, or features or candidates of another number of frames.
@@ -47,7 +47,7 @@ class TransitionDataset:
         device: torch.device | str = "cpu",
         resident: bool | None = None,
         next_actions: bool = False,
-        candidates: Tensor | None = None,
+        candidates: NDArray[np.floating] | None = None,
     ) -> None:
         for name, rows in (("features", features), ("candidates", candidates)):
             if rows is not None and len(rows) != table.num_frames:
@@ -101,8 +101,8 @@ class TransitionDataset:
             next_actions, next_valid = self._chunks(following, self._next_steps[indices])
         next_candidates = None
         if self._candidates is not None:
-            rows = self._candidates[following.to(self._candidates.device)]
-            next_candidates = rows.to(self.device)
+            rows = torch.from_numpy(self._candidates[following.cpu().numpy()])
+            next_candidates = rows.to(self.device).float()
         feature, next_feature = self._features_of(torch.cat([start, following])).chunk(2)
         return ChunkBatch(
             feature=feature,

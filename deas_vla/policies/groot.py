@@ -5,11 +5,13 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from deas_vla.errors import DeasError
 from deas_vla.policies.vla import Encoding, VLASpec
@@ -233,6 +235,21 @@ class GrootVLA:
         action_input["action"] = action.to(device, dtype)
         action_input["action_mask"] = action_mask.to(device, dtype)
         return self.groot.action_head(backbone_output, action_input)["loss"]
+
+    @contextmanager
+    def gradient_checkpointing(self, enabled: bool) -> Iterator[None]:
+        """Within it the head keeps no activations inside its transformer blocks.
+
+        LeRobot's head carries the flag of that name, but its forward pass does not look at it.
+        """
+        blocks = self.groot.action_head.model.transformer_blocks if enabled else []
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward  # the class' own again
 
     def preprocess_targets(self, state: Tensor, action: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Normalise and pad states and chunks without looking at any picture.

@@ -1,5 +1,9 @@
 """Chunks that the policy proposes at recorded frames, from cached tokens."""
 
+import hashlib
+import math
+from pathlib import Path
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -8,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deas_vla.data.episodes import EpisodeTable
+from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training.features import Encodings
@@ -59,34 +64,71 @@ def candidates_by_frame(
     encodings: Encodings,
     table: EpisodeTable,
     episodes: NDArray[np.int64],
+    directory: Path,
     *,
     candidates: int,
     horizon: int,
     seed: int,
     accelerator: Accelerator,
-) -> Tensor:
-    """`sample_candidates` at every frame of some episodes, each frame once, shared by processes.
+) -> NDArray[np.float16]:
+    """`sample_candidates` at every frame of some episodes, each frame once, cached on disk.
+
+    Missing episodes are shared out over the processes, and a killed run loses none that it has
+    finished.
+
+    Args:
+        vla: The policy, in evaluation mode.
+        encodings: With tokens.
+        table: The dataset.
+        episodes: Rows of those to sample in.
+        directory: Parent of the cache, which is named by its fingerprint.
+        candidates: N.
+        horizon: H, the critic's chunk length.
+        seed: Of the noise.
+        accelerator: Its processes share the work.
 
     Returns:
-        float32 (T, N, H, A) on the CPU, one row per frame of the table; 0 in other episodes.
+        float16 (T, N, H, A), memory-mapped, environment units, a row per frame of the table; 0 in
+        other episodes.
     """
-    world, rank = accelerator.num_processes, accelerator.process_index
-    out = torch.zeros(table.num_frames, candidates, horizon, vla.spec.action_dim)
-    bar = tqdm(episodes, "candidates", disable=not accelerator.is_local_main_process)
-    for episode in bar:
+    key: Fingerprint = {
+        "policy": policy_fingerprint(vla),
+        "dataset": table.fingerprint,
+        "episodes": ",".join(map(str, episodes)),
+        "candidates": candidates,
+        "horizon": horizon,
+        "seed": seed,
+    }
+    shape = (candidates, horizon, vla.spec.action_dim)
+    with accelerator.main_process_first():
+        place = directory / f"candidates-{fingerprint_key(key)[:12]}"
+        cache = FeatureCache(place, key, table.episode_lengths, math.prod(shape))
+    accelerator.print(f"candidates: {cache.check_disk_space()}")
+    missing = np.asarray(cache.missing_episodes(), dtype=np.int64)
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    for episode in tqdm(mine, "candidates", disable=not accelerator.is_local_main_process):
         frames = np.arange(table.num_frames)[table.frames(int(episode))]
-        # Equal shares, so that they can be gathered: the last frame is repeated to fill them.
-        share = -(-len(frames) // world)
-        padded = np.pad(frames, (0, share * world - len(frames)), mode="edge")
-        drawn = sample_candidates(
-            vla,
-            encodings,
-            table,
-            padded[rank * share : (rank + 1) * share],
-            candidates=candidates,
-            horizon=horizon,
-            seed=seed,
-        )
-        gathered = accelerator.gather(drawn.to(accelerator.device)).cpu()
-        out[torch.from_numpy(frames)] = gathered[: len(frames)]
-    return out
+        drawn = torch.zeros(len(frames), *shape)
+        if episode in episodes:
+            drawn = sample_candidates(
+                vla,
+                encodings,
+                table,
+                frames,
+                candidates=candidates,
+                horizon=horizon,
+                seed=seed,
+            )
+        cache.write(int(episode), drawn.flatten(1).numpy())
+    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        return cache.assemble().reshape(-1, *shape)
+
+
+def policy_fingerprint(vla: GrootVLA) -> str:
+    """SHA-256 over all weights of the action head, adapter included, and its denoising steps."""
+    digest = hashlib.sha256(str(vla.groot.action_head.num_inference_timesteps).encode())
+    for name, tensor in sorted(vla.groot.action_head.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -10,9 +10,11 @@ from deas_vla.data.transitions import Tail
 from deas_vla.errors import DeasError
 from deas_vla.policies.config import VLAConfig
 from deas_vla.policies.vla import VLASpec
+from deas_vla.training.checkpoints import CheckpointConfig
 
 STAGES = ("features", "policy", "critic")
 SCHEDULES = ("constant", "cosine")
+_CRITIC_COUNTS = ("horizon", "policy_samples", "log_every")
 
 
 @dataclass
@@ -48,6 +50,8 @@ class PolicyConfig:
             embodiment new to the checkpoint needs.
         steps: Updates; 0 leaves the base policy as it is, without an adapter.
         batch_size: Chunks per update, over all processes.
+        gradient_accumulation_steps: Parts that a process takes its share of the batch in.
+        gradient_checkpointing: Compute the head's activations again in the backward pass.
         lr: Peak learning rate of AdamW, cosine after 5 % warm-up.
         weight_decay: Of AdamW.
         grad_clip: Largest gradient norm.
@@ -65,6 +69,8 @@ class PolicyConfig:
     train_projectors: bool = False
     steps: int = 5000
     batch_size: int = 64
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
     lr: float = 1e-4
     weight_decay: float = 1e-5
     grad_clip: float = 1.0
@@ -163,6 +169,8 @@ class FinetuneConfig:
 
     Attributes:
         output_dir: Where the bundle goes.
+        checkpoint: When training states are saved, and which are kept.
+        resume: Go on where an interrupted run of the same command stopped; false starts over.
         stages: Which of ``features``, ``policy`` and ``critic`` to run, in that order.
         seed: Of everything random.
         tracker: accelerate tracker: ``tensorboard``, ``trackio`` or ``none``.
@@ -173,8 +181,10 @@ class FinetuneConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     critic: CriticTrainingConfig = field(default_factory=CriticTrainingConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     output_dir: Path = Path("outputs/run")
+    resume: bool = True
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     seed: int = 0
     tracker: str = "tensorboard"
@@ -207,15 +217,18 @@ class FinetuneConfig:
                     f"{name}.batch_size={stage_config.batch_size}, {name}.steps="
                     f"{stage_config.steps}: use a batch of 1 or more and 0 or more steps"
                 )
-        for name in ("horizon", "policy_samples", "log_every"):
-            if getattr(self.critic, name) < 1:
-                raise DeasError(f"critic.{name} {getattr(self.critic, name)}: use 1 or more")
         if self.critic.schedule not in SCHEDULES:
             raise DeasError(
                 f"critic.schedule '{self.critic.schedule}' is unknown: use one of {list(SCHEDULES)}"
             )
         if not self.critic.grad_clip >= 0:
             raise DeasError(f"critic.grad_clip {self.critic.grad_clip}: use 0 (off) or more")
+        counts = {f"critic.{n}": getattr(self.critic, n) for n in _CRITIC_COUNTS}
+        counts |= {f"checkpoint.{n}": getattr(self.checkpoint, n) for n in ("every", "keep")}
+        counts["policy.gradient_accumulation_steps"] = self.policy.gradient_accumulation_steps
+        for name, count in counts.items():
+            if count < 1:
+                raise DeasError(f"{name} {count}: use 1 or more")
 
     def check_fits(self, spec: VLASpec) -> None:
         """DeasError for a critic chunk that the policy's does not hold."""

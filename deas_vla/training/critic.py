@@ -1,56 +1,43 @@
 """The ``critic`` stage: offline value learning on cached features (algorithms: DEAS losses)."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from deas_vla.critic.base import Critic
-from deas_vla.critic.config import CriticConfig
-from deas_vla.critic.normalization import compute_statistics
-from deas_vla.critic.registry import make_critic
-from deas_vla.critic.support import support_bounds
 from deas_vla.data.dataset import TransitionDataset
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.rewards import RewardConfig, reward_bounds, rewards_from_success
-from deas_vla.data.transitions import ChunkTransitions, chunk_transitions, monte_carlo_chunk_returns
-from deas_vla.errors import DeasError
 from deas_vla.training.config import CriticTrainingConfig
+from deas_vla.training.critic_data import make_transitions, new_critic
 from deas_vla.training.divergence import LossWatch
-from deas_vla.training.loop import index_batches
+from deas_vla.training.offline import FrameCritic, score_dataset_chunks, spearman
+from deas_vla.training.run import Run
 
-Log = Callable[[dict[str, float], int], None]
+_METRIC_EPISODES = 64  # that the offline metric looks at: it bounds the cost of a checkpoint
 
 
 def train_critic(
     table: EpisodeTable,
     features: NDArray[np.floating],
     episodes: NDArray[np.int64],
+    held_out: NDArray[np.int64],
     config: CriticTrainingConfig,
-    accelerator: Accelerator,
-    seed: int,
-    log: Log,
+    run: Run,
     *,
-    last_good: Path,
-    candidates: Tensor | None = None,
+    candidates: NDArray[np.floating] | None = None,
 ) -> Critic:
-    """Train a fresh critic on the chunk transitions of ``episodes``.
+    """Train a critic on the chunk transitions of ``episodes``, from the last checkpoint on.
 
     Args:
         table: The dataset's frames.
         features: (T, F) pooled features of all frames.
         episodes: Episode rows to train on.
+        held_out: Episode rows that the offline metric is measured on; may be none.
         config: Critic and training.
-        accelerator: One process or many: the same global batches for any number of them.
-        seed: Of initial weights and batches.
-        log: Receives metrics and the step.
-        last_good: Directory for the last good critic, written only if the loss diverges.
+        run: Processes, seed, checkpoints.
         candidates: (T, N, H, A) policy samples at every frame: what ``qc`` bootstraps from, and
             the other algorithms never see.
 
@@ -58,9 +45,11 @@ def train_critic(
         The critic, unwrapped, in evaluation mode.
 
     Raises:
-        DeasError: No chunk fits the episodes, returns outside the support, a loss not finite, or
-            ``qc`` without candidates.
+        DeasError: No chunk fits the episodes, returns outside the support, a loss not finite,
+            ``qc`` without candidates, or a checkpoint that cannot be written or read.
+        Preempted: SIGTERM came; everything is saved.
     """
+    accelerator = run.accelerator
     transitions = make_transitions(table, episodes, config)
     data = TransitionDataset(
         table,
@@ -71,144 +60,77 @@ def train_critic(
         next_actions=config.algorithm == "evor",
         candidates=candidates,
     )
-    critic = new_critic(table, features, episodes, config, seed).to(accelerator.device)
+    critic = new_critic(table, features, episodes, config, run.seed).to(accelerator.device)
     optimizer: Any = critic.make_optimizer()
     wrapped, optimizer = accelerator.prepare(critic, optimizer)
-    generator = torch.Generator(accelerator.device).manual_seed(seed)
-    batches = index_batches(
-        len(data),
-        config.batch_size,
-        config.steps,
-        seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+    generator = torch.Generator(accelerator.device)
+    generator.manual_seed(run.seed + accelerator.process_index)
+    batches = run.batches(len(data), config.batch_size)
+    checkpoints = run.checkpoints(
+        "critic",
+        objects={"batches": batches},
+        generator=generator,
+        metric=lambda: offline_metric(critic, table, features, held_out, config),
+        poll=20,
     )
-    watch = LossWatch(critic, transitions.start, last_good, accelerator)
+    watch = LossWatch(
+        "critic",
+        critic,
+        transitions.start,
+        checkpoints,
+        run.output,
+        accelerator,
+        f"lower --critic.lr ({config.lr}) or check the dataset's rewards",
+    )
+    start = checkpoints.resume()
     wrapped.train()
-    bar = tqdm(batches, "critic", config.steps, disable=not accelerator.is_local_main_process)
-    for step, rows in enumerate(bar):
-        loss, metrics = wrapped(data.batch(rows), generator)
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        critic.update_target()
-        watch.record(step, rows, loss)
-        if step % config.log_every == 0 or step == config.steps - 1:
-            watch.check()
-            values = {name: float(value) for name, value in metrics.items()}
-            log({f"critic/{name}": value for name, value in values.items()}, step)
-            bar.set_postfix(q=f"{values['q_mean']:.2f}", loss=f"{loss.item():.3f}")
+    bar = tqdm(
+        range(start, config.steps),
+        "critic",
+        config.steps,
+        initial=start,
+        disable=not accelerator.is_local_main_process,
+    )
+    with run.preemption.deferred():
+        for step in bar:
+            rows = batches.draw()
+            loss, metrics = wrapped(data.batch(rows), generator)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            critic.update_target()
+            watch.record(step, rows, loss)
+            if step % config.log_every == 0 or step == config.steps - 1:
+                watch.check()
+                values = {name: float(value) for name, value in metrics.items()}
+                run.log({f"critic/{name}": value for name, value in values.items()}, step)
+                bar.set_postfix(q=f"{values['q_mean']:.2f}", loss=f"{loss.item():.3f}")
+            checkpoints.after(step + 1, config.steps, watch.check_weights)
+    checkpoints.finish()
     return critic.eval()
 
 
-def make_transitions(
-    table: EpisodeTable, episodes: NDArray[np.int64], config: CriticTrainingConfig
-) -> ChunkTransitions:
-    """Chunk transitions of ``episodes``; DeasError where none is as long as the critic's chunk."""
-    transitions = chunk_transitions(
-        rewards(table, config.reward),
-        table.terminated,
-        table.episode_start[episodes],
-        table.episode_end[episodes],
-        horizon=config.horizon,
-        g1=config.g1,
-        g2=config.g2,
-        tail=config.tail,
-    )
-    if len(transitions) == 0:
-        raise DeasError(
-            f"no episode of dataset {table.root} holds a chunk of critic.horizon={config.horizon} "
-            "steps: use a shorter one"
-        )
-    return transitions
-
-
-def check_critic_data(
-    table: EpisodeTable, episodes: NDArray[np.int64], config: CriticTrainingConfig
-) -> None:
-    """Refuse, before any training step of any stage, what the critic stage could not train on.
-
-    Raises:
-        DeasError: A setting without meaning, a reward that is not finite, no chunk long enough,
-            or a support that does not contain the dataset's returns.
-    """
-    make_transitions(table, episodes, config)
-    critic_config(table, 0, episodes, config).validate()
-
-
-def rewards(table: EpisodeTable, config: RewardConfig) -> NDArray[np.float32]:
-    """float32 (T,) reward after each frame's action; DeasError where one is not finite."""
-    values = rewards_from_success(table.success, table.dataset_reward, config)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise DeasError(
-            f"reward is {values[bad[0]]} at frame {bad[0]} (episode {table.episode_index[bad[0]]}) "
-            f"of dataset {table.root}: repair or drop that episode"
-        )
-    return values
-
-
-def new_critic(
+def offline_metric(
+    critic: Critic,
     table: EpisodeTable,
     features: NDArray[np.floating],
-    episodes: NDArray[np.int64],
+    held_out: NDArray[np.int64],
     config: CriticTrainingConfig,
-    seed: int,
-) -> Critic:
-    """A critic with the data's dimensions, support and normalisation, and seeded weights."""
-    frames = np.concatenate([np.arange(table.num_frames)[table.frames(int(e))] for e in episodes])
-    statistics = compute_statistics(
-        torch.from_numpy(np.asarray(features[frames])),
-        torch.from_numpy(table.state[frames]),
-        torch.from_numpy(table.action[frames]),
-    )
-    resolved = critic_config(table, features.shape[1], episodes, config)
-    return make_critic(resolved, statistics, torch.Generator().manual_seed(seed))
+) -> float:
+    """Rank correlation of Q with the observed return over chunks of held-out episodes.
 
-
-def critic_config(
-    table: EpisodeTable, feature_dim: int, episodes: NDArray[np.int64], config: CriticTrainingConfig
-) -> CriticConfig:
-    """The critic's config with the dimensions and the support that the data decide."""
-    v_min, v_max = value_bounds(table, episodes, config)
-    return config.critic(
-        feature_dim=feature_dim,
-        state_dim=table.state.shape[1],
-        action_dim=table.action.shape[1],
-        v_min=v_min,
-        v_max=v_max,
-    )
-
-
-def value_bounds(
-    table: EpisodeTable, episodes: NDArray[np.int64], config: CriticTrainingConfig
-) -> tuple[float, float]:
-    """The support's ends, by ``config.support``; DeasError where a return lies outside."""
-    returns = monte_carlo_chunk_returns(
-        rewards(table, config.reward),
-        table.terminated,
-        table.episode_start[episodes],
-        table.episode_end[episodes],
-        horizon=config.horizon,
-        g1=config.g1,
-        g2=config.g2,
-    ).value
-    r_min, r_max = reward_bounds(config.reward, table.dataset_reward)
-    given = None if config.v_min is None or config.v_max is None else (config.v_min, config.v_max)
-    v_min, v_max = support_bounds(
-        config.support,
-        r_min=r_min,
-        r_max=r_max,
-        g1=config.g1,
-        g2=config.g2,
-        horizon=config.horizon,
-        returns=torch.from_numpy(returns),
-        fixed=given,
-    )
-    low, high = float(returns.min()), float(returns.max())
-    if low < v_min or high > v_max:
-        raise DeasError(
-            f"value support [{v_min:.3g}, {v_max:.3g}] does not contain the dataset's returns "
-            f"[{low:.3g}, {high:.3g}]: use --critic.support=smdp or wider --critic.v_min and v_max"
-        )
-    return v_min, v_max
+    It asks for what best-of-N needs, the order, and is blind to scale. The first 64 held-out
+    episodes at most. NaN where none is held out, or none is as long as a chunk.
+    """
+    training = critic.training
+    critic.eval()
+    try:
+        frame_critic = FrameCritic(critic, table, features)
+        rows = held_out[:_METRIC_EPISODES]
+        long_enough = rows[table.episode_lengths[rows] >= config.horizon]
+        if len(long_enough) == 0:
+            return float("nan")
+        chunks = score_dataset_chunks(frame_critic, table, long_enough, config.reward)
+        return spearman(chunks.q, chunks.returns)
+    finally:
+        critic.train(training)

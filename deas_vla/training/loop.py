@@ -1,48 +1,61 @@
 """What the stages share: this process' part of a global batch, and a learning-rate schedule."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from deas_vla.errors import DeasError
 
-def index_batches(
-    count: int, batch_size: int, steps: int, seed: int, *, rank: int = 0, world: int = 1
-) -> Iterator[Tensor]:
-    """Random draws with replacement: every process yields its slice of the same global batch.
+
+class IndexBatches:
+    """Random draws with replacement: every process takes its slice of the same global batch.
+
+    The draws are one stream of a generator of their own, whatever the number of processes is, and
+    `state_dict` is the place in it: a run that resumes goes on with the draw it would have made.
 
     Args:
         count: Rows to draw from.
-        batch_size: Global batch size, divisible by ``world``.
-        steps: Batches to yield.
+        batch_size: Global batch size.
         seed: The same on every process.
         rank: This process.
         world: Processes in all.
 
-    Yields:
-        int64 (batch_size / world,).
+    Raises:
+        DeasError: ``batch_size`` does not divide among the processes.
     """
-    generator = torch.Generator().manual_seed(seed)
-    local = batch_size // world
-    for _ in range(steps):
-        drawn = torch.randint(count, (batch_size,), generator=generator)
-        yield drawn[rank * local : (rank + 1) * local]
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, *, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size % world:
+            raise DeasError(
+                f"batch_size {batch_size} does not divide among {world} processes: use a multiple"
+            )
+        self._count, self._batch_size = count, batch_size
+        local = batch_size // world
+        self._mine = slice(rank * local, (rank + 1) * local)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self) -> Tensor:
+        """The next batch, int64 (batch_size / world,)."""
+        return torch.randint(self._count, (self._batch_size,), generator=self._generator)[
+            self._mine
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The place in the stream."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from the place that ``state`` tells."""
+        self._generator.set_state(state["generator"])
 
 
-def warmup_cosine(steps: int, warmup: float = 0.05) -> "WarmupCosine":
-    """Factor of the learning rate: linear to 1 over the warm-up, then a cosine to 0."""
-    return WarmupCosine(steps, max(1, math.ceil(steps * warmup)))
-
-
-class WarmupCosine:
-    """Callable for ``LambdaLR``."""
-
-    def __init__(self, steps: int, warmup_steps: int) -> None:
-        self.steps, self.warmup_steps = steps, warmup_steps
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
+    """Factor of the learning rate at ``step`` of ``steps``: linear to 1, then a cosine to 0."""
+    warmup_steps = max(1, math.ceil(steps * warmup))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

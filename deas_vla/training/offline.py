@@ -23,7 +23,7 @@ from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.data.transitions import monte_carlo_chunk_returns, steps_until_limit
 from deas_vla.errors import DeasError
-from deas_vla.training.critic import rewards
+from deas_vla.training.critic_data import rewards
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

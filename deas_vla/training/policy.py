@@ -1,11 +1,10 @@
 """The ``policy`` stage: LoRA on the flow-matching action head, by GR00T's own loss."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -15,10 +14,13 @@ from deas_vla.data.transitions import gather_actions
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training.config import PolicyConfig
+from deas_vla.training.divergence import LossWatch
 from deas_vla.training.features import Encodings
-from deas_vla.training.loop import index_batches, warmup_cosine
+from deas_vla.training.loop import warmup_cosine
+from deas_vla.training.run import Run
 
-Log = Callable[[dict[str, float], int], None]
+_LOG_EVERY = 50  # updates
+_METRIC_CHUNKS = 256  # that the offline metric looks at
 
 
 class FlowMatching(nn.Module):
@@ -95,54 +97,143 @@ def finetune_policy(
     encodings: Encodings,
     table: EpisodeTable,
     episodes: NDArray[np.int64],
+    held_out: NDArray[np.int64],
     config: PolicyConfig,
-    accelerator: Accelerator,
-    seed: int,
-    log: Log,
-) -> float:
-    """Train the adapter in place; returns the mean loss of the last tenth of the updates.
+    run: Run,
+) -> None:
+    """Train the adapter in place, from the last checkpoint on.
 
     The backbone is frozen, so its tokens come from the cache: a step runs the action head alone.
+
+    Args:
+        vla: Gets an adapter.
+        encodings: With tokens.
+        table: The dataset.
+        episodes: Episode rows to train on.
+        held_out: Episode rows that the offline metric is measured on; may be none.
+        config: Adapter and training.
+        run: Processes, seed, checkpoints.
+
+    Raises:
+        DeasError: No episode left, a loss not finite, or a checkpoint that cannot be written or
+            read.
+        Preempted: SIGTERM came; everything is saved.
     """
+    accelerator = run.accelerator
     starts = chunk_starts(table, episodes, config.episodes)
     targets = policy_targets(vla, table, starts)
     add_lora(vla, config)
     module: Any = FlowMatching(vla)
-    module.train()
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer: Any = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(config.steps))
-    module, optimizer = accelerator.prepare(module, optimizer)
-    batches = index_batches(
-        len(starts),
-        config.batch_size,
-        config.steps,
-        seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    optimizer: Any = torch.optim.AdamW(
+        trainable.values(), lr=config.lr, weight_decay=config.weight_decay
     )
-    losses = []
-    bar = tqdm(batches, "policy", config.steps, disable=not accelerator.is_local_main_process)
-    for step, rows in enumerate(bar):
-        batch = encodings.batch(starts[rows.numpy()], accelerator.device)
-        batch |= {key: value[rows].to(accelerator.device) for key, value in targets.items()}
-        with accelerator.autocast():
-            loss = module(batch)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(trainable, config.grad_clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        if step % 50 == 0:
-            value = loss.item()
-            log({"policy/loss": value, "policy/grad_norm": float(norm)}, step)
-            bar.set_postfix(loss=f"{value:.3f}")
-            if not np.isfinite(value):
-                raise DeasError(
-                    f"policy loss is {value} at step {step}: lower --policy.lr ({config.lr}) or "
-                    "check the dataset's actions"
+    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    batches = run.batches(len(starts), config.batch_size)
+    if config.batch_size // accelerator.num_processes < config.gradient_accumulation_steps:
+        raise DeasError(
+            f"policy.gradient_accumulation_steps {config.gradient_accumulation_steps} exceeds the "
+            f"{config.batch_size // accelerator.num_processes} chunks of a process: use fewer"
+        )
+    checkpoints = run.checkpoints(
+        "policy",
+        names=set(trainable),
+        objects={"batches": batches},
+        metric=lambda: -held_out_loss(vla, encodings, table, held_out, config, run.seed),
+    )
+    watch = LossWatch(
+        "policy",
+        module,
+        starts,
+        checkpoints,
+        run.output,
+        accelerator,
+        f"lower --policy.lr ({config.lr}) or check the dataset's actions",
+    )
+    start = checkpoints.resume()
+    bar = tqdm(
+        range(start, config.steps),
+        "policy",
+        config.steps,
+        initial=start,
+        disable=not accelerator.is_local_main_process,
+    )
+    vla.model.train()
+    with run.preemption.deferred(), vla.gradient_checkpointing(config.gradient_checkpointing):
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * warmup_cosine(step, config.steps)
+            rows = batches.draw()
+            parts = rows.tensor_split(config.gradient_accumulation_steps)
+            weight = targets["action_mask"][rows].sum()  # the loss is a mean over real values
+            loss = torch.zeros((), device=accelerator.device)
+            for index, part in enumerate(parts):
+                batch = head_batch(encodings, targets, starts, part, accelerator.device)
+                last = index == len(parts) - 1
+                with nullcontext() if last else accelerator.no_sync(wrapped):
+                    with accelerator.autocast():
+                        share = wrapped(batch) * (batch["action_mask"].sum() / weight)
+                    accelerator.backward(share)
+                loss += share.detach()
+            norm = accelerator.clip_grad_norm_(trainable.values(), config.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.record(step, rows, loss)
+            if step % _LOG_EVERY == 0 or step == config.steps - 1:
+                watch.check()
+                run.log(
+                    {
+                        "policy/loss": loss.item(),
+                        "policy/grad_norm": float(norm),
+                        "policy/lr": optimizer.param_groups[0]["lr"],
+                    },
+                    step,
                 )
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+            checkpoints.after(step + 1, config.steps, watch.check_weights)
+    checkpoints.finish()
     vla.model.eval()
-    last = torch.stack(losses[-max(1, len(losses) // 10) :])
-    return float(accelerator.gather(last.mean()[None]).mean())
+
+
+def head_batch(
+    encodings: Encodings,
+    targets: dict[str, Tensor],
+    starts: NDArray[np.int64],
+    rows: Tensor,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """What the action head trains on: tokens, state and chunk of the frames ``starts[rows]``."""
+    batch = encodings.batch(starts[rows.numpy()], device)
+    return batch | {key: value[rows].to(device) for key, value in targets.items()}
+
+
+@torch.no_grad()
+def held_out_loss(
+    vla: GrootVLA,
+    encodings: Encodings,
+    table: EpisodeTable,
+    held_out: NDArray[np.int64],
+    config: PolicyConfig,
+    seed: int,
+) -> float:
+    """Flow-matching loss over at most 256 chunks of held-out episodes, always the same ones.
+
+    Noise and time are the same at every call, and the run's own random stream is left where it
+    was. NaN where no episode is held out that ``config.episodes`` allows.
+    """
+    if config.episodes == "successful":
+        held_out = held_out[table.episode_success[held_out]]
+    if len(held_out) == 0:
+        return float("nan")
+    starts = chunk_starts(table, held_out, "all")
+    starts = starts[np.linspace(0, len(starts) - 1, min(_METRIC_CHUNKS, len(starts))).astype(int)]
+    targets = policy_targets(vla, table, starts)
+    training = vla.model.training
+    vla.model.eval()
+    devices = [vla.device] if vla.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        batch = head_batch(encodings, targets, starts, torch.arange(len(starts)), vla.device)
+        loss = FlowMatching(vla)(batch)
+    vla.model.train(training)
+    return float(loss)

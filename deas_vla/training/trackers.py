@@ -27,6 +27,18 @@ def plain(config: FinetuneConfig) -> dict[str, Any]:
     return resolved
 
 
+def identity(config: FinetuneConfig, dataset: str) -> dict[str, Any]:
+    """What decides a run's result: the resolved config without where, how often and how watched.
+
+    Args:
+        config: Of the run.
+        dataset: The dataset's fingerprint.
+    """
+    apart = ("output_dir", "resume", "tracker", "wandb", "checkpoint", "guidance")
+    kept = {name: value for name, value in plain(config).items() if name not in apart}
+    return _flat(kept) | {"dataset.content": dataset}
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
     """Hyper-parameters as trackers take them: one level, scalars and strings."""
     out: dict[str, str | int | float | bool] = {}

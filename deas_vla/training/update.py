@@ -39,8 +39,7 @@ class CriticUpdate:
 
     Attributes:
         wrapped: The critic as accelerate prepared it.
-        optimizer: Adam as accelerate prepared it.
-        done: Updates so far: the position in the schedule.
+        optimizer: Adam as accelerate prepared it. Restore both before the first update.
 
     Raises:
         DeasError: ``compile`` without a C++ compiler.
@@ -55,7 +54,6 @@ class CriticUpdate:
     ) -> None:
         if config.compile:
             _check_compiler()
-        self.done = 0
         self.critic = critic
         self.wrapped: Any
         self.optimizer: Any
@@ -63,7 +61,8 @@ class CriticUpdate:
         self._generator = generator
         self._lr = config.lr
         self._clip = config.grad_clip
-        self._factor = warmup_cosine(config.steps) if config.schedule == "cosine" else None
+        self._steps = config.steps
+        self._cosine = config.schedule == "cosine"
         # A gradient scaler looks at its overflow flag on the host, which no graph can hold.
         self._captures = (
             config.compile
@@ -79,37 +78,33 @@ class CriticUpdate:
             critic.compile(dynamic=False)
         self.wrapped.train()
 
-    def __call__(self, batch: ChunkBatch, want_metrics: bool = False) -> tuple[Tensor, Metrics]:
+    def __call__(
+        self, batch: ChunkBatch, step: int, want_metrics: bool = False
+    ) -> tuple[Tensor, Metrics]:
         """Train on one batch of this process.
 
         Args:
             batch: Of the same size in every call, on the critic's device.
+            step: Updates before this one: the place in the schedule.
             want_metrics: Whether this update is logged; otherwise gradient norms are only computed
                 where clipping needs them.
 
         Returns:
-            The loss, a detached scalar; and, if wanted, the algorithm's metrics, ``grad_norm`` and
-            ``grad_norm_q``, ``grad_norm_v``, all before clipping, else an empty dict.
+            The loss, a detached scalar; and, if wanted, the algorithm's metrics, ``lr``,
+            ``grad_norm``, ``grad_norm_q`` and ``grad_norm_v`` (before clipping), else an empty
+            dict.
         """
-        self._set_learning_rate()
+        self._set_learning_rate(step)
         if self._captures:
             if self._captured is None:
                 self._captured = _CapturedStep(lambda b: self._step(b, True), self._generator)
             loss, metrics = self._captured(batch)
         else:
             loss, metrics = self._step(batch, want_metrics)
-        self.done += 1
-        return loss, metrics if want_metrics else {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Optimizer and position; the critic, EMA targets included, saves itself."""
-        return {"optimizer": self.optimizer.state_dict(), "done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`; the configured learning rate and schedule stay."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = state["done"]
-        self._captured = None  # it wrote to the moments of before
+        if not want_metrics:
+            return loss, {}
+        rate = torch.as_tensor(self.optimizer.param_groups[0]["lr"]).clone()
+        return loss, {**metrics, "lr": rate}
 
     def _step(self, batch: ChunkBatch, with_norms: bool) -> tuple[Tensor, Metrics]:
         loss, metrics = self.wrapped(batch, self._generator)
@@ -139,16 +134,18 @@ class CriticUpdate:
             for name, parameters in groups.items()
         }
 
-    def _set_learning_rate(self) -> None:
+    def _set_learning_rate(self, step: int) -> None:
         """Write the schedule's rate to the optimizer: a tensor where a graph reads it."""
-        rate = self._lr * (self._factor(self.done) if self._factor else 1.0)
+        rate = self._lr * (warmup_cosine(step, self._steps) if self._cosine else 1.0)
         for group in self.optimizer.param_groups:
             if not self._captures:
                 group["lr"] = rate
-            elif not isinstance(group["lr"], Tensor):
-                group["lr"] = torch.tensor(rate, device=self._accelerator.device)
-            elif self._factor or self._captured is None:
+            elif isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
+            else:
+                group["lr"] = torch.tensor(rate, device=self._accelerator.device)
+            # A checkpoint of a run with the other setting carries that one along.
+            group["capturable"] = self._captures
 
 
 class _CapturedStep:

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,18 +16,22 @@ from scipy.stats import spearmanr
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import parse
-from deas_vla.critic import CriticConfig, Normalizer, compute_statistics, load_critic, make_critic
+from deas_vla.critic import CriticConfig, Normalizer, compute_statistics, make_critic
 from deas_vla.data.episodes import EpisodeTable, load_episodes
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training import offline
 from deas_vla.training.candidates import sample_candidates
+from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints
 from deas_vla.training.config import CriticTrainingConfig, FeaturesConfig
-from deas_vla.training.critic import check_critic_data, train_critic
-from deas_vla.training.divergence import BATCH_FILE, LossWatch
+from deas_vla.training.critic import train_critic
+from deas_vla.training.critic_data import check_critic_data
+from deas_vla.training.divergence import LossWatch
 from deas_vla.training.features import extract_features
 from deas_vla.training.offline import FrameCritic, Rivals
+from deas_vla.training.preemption import Preemption
+from deas_vla.training.run import Run
 
 H, G1, G2 = 4, 0.9, 0.99
 LENGTHS, OUTCOMES = (9, 12, 7, 10), (True, False, True, False)
@@ -352,45 +356,48 @@ def test_win_rate_counts_rivals_and_halves_ties() -> None:
 # ---- a loss that is not finite, and data that cannot be trained on -------------------------------
 
 
-def watch(tmp_path: Path) -> tuple[LossWatch, torch.nn.Module]:
+class OneCheckpoint:
+    """Stands for a stage's checkpoints: the watch asks for the newest alone."""
+
+    newest: Path | None = None
+
+
+def watch(tmp_path: Path) -> tuple[LossWatch, OneCheckpoint, torch.nn.Module]:
     critic = make_critic(
         CriticConfig(state_dim=3, action_dim=2, horizon=H, hidden=[8], v_min=-1.0, v_max=0.0)
     )
-    starts = np.arange(100) * 10
-    return LossWatch(critic, starts, tmp_path / "critic_last_good", Accelerator()), critic
+    starts, found = np.arange(100) * 10, OneCheckpoint()
+    watching = LossWatch(
+        "critic", critic, starts, cast(Checkpoints, found), tmp_path, Accelerator(), "lower the lr"
+    )
+    return watching, found, critic
 
 
-def test_a_loss_that_is_not_finite_names_step_batch_and_last_good_critic(tmp_path: Path) -> None:
-    watching, critic = watch(tmp_path)
+def test_a_loss_that_is_not_finite_names_step_batch_and_checkpoint(tmp_path: Path) -> None:
+    watching, checkpoints, _ = watch(tmp_path)
     watching.record(4, torch.tensor([1]), torch.tensor(0.5))
-    watching.check()
-    good = {name: tensor.clone() for name, tensor in critic.state_dict().items()}
-    with torch.no_grad():
-        for parameter in critic.parameters():
-            parameter.fill_(torch.nan)
+    watching.check_weights()
+    checkpoints.newest = tmp_path / "step-00000005"
     watching.record(5, torch.tensor([2]), torch.tensor(0.5))
     watching.record(6, torch.arange(7, 20), torch.tensor(torch.inf))
     watching.record(7, torch.tensor([3]), torch.tensor(torch.nan))
-    where = re.escape(str(tmp_path / "critic_last_good"))
-    with pytest.raises(DeasError, match=rf"inf at step 6 .*\[7, 8, .*step 4\): {where}") as caught:
+    where = re.escape(str(checkpoints.newest))
+    message = rf"critic loss is inf at step 6 .*\[7, 8, .*last good checkpoint: {where}; lower"
+    with pytest.raises(DeasError, match=message) as caught:
         watching.check()
     assert "\n" not in str(caught.value)
-    batch = json.loads((tmp_path / BATCH_FILE).read_text())
-    assert batch["transitions"] == list(range(7, 20)) and batch["first_frames"][0] == 70
-    saved = load_critic(tmp_path / "critic_last_good").state_dict()
-    assert all(torch.equal(saved[name], tensor) for name, tensor in good.items())
+    batch = json.loads((tmp_path / "critic_nonfinite_batch.json").read_text())
+    assert batch["rows"] == list(range(7, 20)) and batch["first_frames"][0] == 70
 
 
-def test_without_a_good_critic_it_says_so(tmp_path: Path) -> None:
-    watching, critic = watch(tmp_path)
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    watching, _, critic = watch(tmp_path)
     with torch.no_grad():
         next(critic.parameters()).fill_(torch.nan)  # finite losses do not make a critic good
     watching.record(0, torch.tensor([1]), torch.tensor(0.5))
     watching.check()
-    watching.record(1, torch.tensor([1]), torch.tensor(torch.nan))
-    with pytest.raises(DeasError, match="no checkpoint yet"):
-        watching.check()
-    assert not (tmp_path / "critic_last_good").exists()
+    with pytest.raises(DeasError, match=r"weight .* is not finite at step 0 .*no checkpoint yet"):
+        watching.check_weights()
 
 
 def train(table: EpisodeTable, tmp_path: Path, **settings: Any) -> Any:
@@ -398,16 +405,10 @@ def train(table: EpisodeTable, tmp_path: Path, **settings: Any) -> Any:
         horizon=H, hidden=[16], steps=6, batch_size=8, log_every=2, **settings
     )
     features = rng().normal(size=(table.num_frames, 5)).astype(np.float16)
-    return train_critic(
-        table,
-        features,
-        EVERY,
-        config,
-        Accelerator(),
-        0,
-        lambda metrics, step: None,
-        last_good=tmp_path / "critic_last_good",
-    )
+    accelerator = Accelerator()
+    preemption, ignore = Preemption(accelerator), lambda metrics, step: None
+    run = Run(tmp_path, accelerator, preemption, CheckpointConfig(every=3), 0, ignore)
+    return train_critic(table, features, EVERY, EVERY[:2], config, run)
 
 
 def test_a_diverging_run_stops(tmp_path: Path) -> None:
@@ -421,7 +422,8 @@ def test_a_diverging_run_stops(tmp_path: Path) -> None:
 def test_algorithms_without_a_policy_train(tmp_path: Path, algorithm: str) -> None:
     critic = train(make_table(), tmp_path, algorithm=algorithm)
     assert critic.config.algorithm == algorithm and not critic.training
-    assert not (tmp_path / "critic_last_good").exists()
+    (last,) = (tmp_path / "checkpoints/critic").glob("step-00000006")
+    assert -1 <= json.loads((last / "checkpoint.json").read_text())["metric"] <= 1
 
 
 def test_qc_without_policy_samples_is_refused(tmp_path: Path) -> None:

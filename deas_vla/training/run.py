@@ -1,0 +1,48 @@
+"""What every stage needs of the run it is part of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints
+from deas_vla.training.loop import IndexBatches
+from deas_vla.training.preemption import Preemption
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the recipe on one process.
+
+    Attributes:
+        output: Its directory.
+        accelerator: One process or many: the same global batches for any number of them.
+        preemption: Tells a stage to save and stop.
+        checkpoint: When checkpoints are written and which are kept.
+        seed: Of everything random.
+        log: Receives metrics and the step.
+    """
+
+    output: Path
+    accelerator: Accelerator
+    preemption: Preemption
+    checkpoint: CheckpointConfig
+    seed: int
+    log: Callable[[dict[str, float], int], None]
+
+    def batches(self, count: int, batch_size: int) -> IndexBatches:
+        """This process' part of the draws from ``count`` rows."""
+        return IndexBatches(
+            count,
+            batch_size,
+            self.seed,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+
+    def checkpoints(self, stage: str, **parts: Any) -> Checkpoints:
+        """Of a stage whose module and optimizer accelerate has prepared; see `Checkpoints`."""
+        directory = self.output / "checkpoints" / stage
+        return Checkpoints(directory, self.accelerator, self.checkpoint, self.preemption, **parts)
