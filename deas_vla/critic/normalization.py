@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
@@ -43,11 +45,14 @@ class Statistics:
 
 
 def compute_statistics(
-    features: Tensor, states: Tensor, actions: Tensor, chosen: Tensor | None = None
+    features: Tensor | NDArray[np.floating],
+    states: Tensor,
+    actions: Tensor,
+    chosen: Tensor | None = None,
 ) -> Statistics:
-    """Statistics of a dataset, read in blocks: a memory map (`torch.from_numpy`) may be large.
+    """Statistics of a dataset, read in blocks.
 
-    ``features`` (n, F), ``states`` (n, S), ``actions`` (n, A) in environment units; ``chosen`` (k,)
+    ``features`` (n, F), which may be a memory map of any size, ``states`` (n, S), ``actions`` (n, A) in environment units; ``chosen`` (k,)
     int64 are the rows that count, all of them if None. Raises DeasError for an input with no rows
     or with a value that isn't finite.
     """
@@ -95,7 +100,9 @@ class Normalizer(nn.Module):
         return scaled if valid is None else scaled.masked_fill(~valid.unsqueeze(-1), 0.0)
 
 
-def _mean_std(rows: Tensor, name: str, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+def _mean_std(
+    rows: Tensor | NDArray[np.floating], name: str, chosen: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over rows, (D,) float32, summed in float64."""
     count, total = 0, torch.zeros((), dtype=torch.float64)
     for block in _blocks(rows, chosen):
@@ -113,8 +120,9 @@ def _mean_std(rows: Tensor, name: str, chosen: Tensor | None) -> tuple[Tensor, T
     return mean.float(), std.float()
 
 
-def _blocks(rows: Tensor, chosen: Tensor | None) -> Iterator[Tensor]:
+def _blocks(rows: Tensor | NDArray[np.floating], chosen: Tensor | None) -> Iterator[Tensor]:
     size = max(1, _BLOCK // max(1, rows.shape[1]))
     for start in range(0, len(rows) if chosen is None else len(chosen), size):
         part = slice(start, start + size)
-        yield (rows[part] if chosen is None else rows[chosen[part]]).double()
+        block = rows[part] if chosen is None else rows[chosen[part]]
+        yield torch.as_tensor(block, dtype=torch.float64)

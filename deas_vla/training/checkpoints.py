@@ -1,9 +1,10 @@
 """Atomic checkpoints of a stage, and the way back into it.
 
 ``<output_dir>/checkpoints/<stage>/step-00001000/`` is what accelerate's ``save_state`` writes
-(weights, optimizer, schedule, random state of every process) beside the stage's own objects and
-``checkpoint.json``. It is written under a name that nobody reads and renamed when it is whole, so
-a run killed at any moment leaves checkpoints that can be loaded, and only such.
+(weights, optimizer, random state of every process) and ``checkpoint.json``. The number of updates
+is the place in the data and in the schedule, too: both follow from it alone. A checkpoint is
+written under a name that nobody reads and renamed when it is whole, so a run killed at any moment
+leaves checkpoints that can be loaded, and only such.
 """
 
 import fcntl
@@ -12,11 +13,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -48,14 +49,6 @@ class CheckpointConfig:
     load_best_at_end: bool = False
 
 
-class Stateful(Protocol):
-    """A small object whose place in its work a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
-
 class Checkpoints:
     """The checkpoints of one stage.
 
@@ -70,7 +63,6 @@ class Checkpoints:
         config: When and how many.
         preemption: Asked after each step whether the run has to stop.
         names: The tensors of the module's state that training changes; None for all.
-        objects: By name, more that has to be saved, the same on every process.
         generator: This process' own generator, if the stage has one.
         metric: Offline metric of the present weights, the larger the better; None where no episode
             is held out.
@@ -85,7 +77,6 @@ class Checkpoints:
         preemption: Preemption,
         *,
         names: set[str] | None = None,
-        objects: Mapping[str, Stateful] | None = None,
         generator: torch.Generator | None = None,
         metric: Callable[[], float] | None = None,
         poll: int = 1,
@@ -95,7 +86,6 @@ class Checkpoints:
         self._config = config
         self._preemption = preemption
         self._names = names
-        self._objects = dict(objects or {})
         self._generator = generator
         self._metric = metric
         self._poll = poll
@@ -191,9 +181,6 @@ class Checkpoints:
             accelerator.save_state(str(directory))
         finally:
             hook.remove()
-        if accelerator.is_main_process:
-            for name, thing in self._objects.items():
-                save_file(thing.state_dict(), directory / f"{name}.safetensors")
         if self._generator is not None:
             file = directory / f"generator_{accelerator.process_index}.safetensors"
             save_file({"generator": self._generator.get_state()}, file)
@@ -203,8 +190,6 @@ class Checkpoints:
         hook = accelerator.register_load_state_pre_hook(self._load_weights)
         try:
             accelerator.load_state(str(directory))
-            for name, thing in self._objects.items():
-                thing.load_state_dict(load_file(directory / f"{name}.safetensors"))
             file = directory / f"generator_{accelerator.process_index}.safetensors"
             if self._generator is not None and file.is_file():
                 self._generator.set_state(load_file(file)["generator"])

@@ -217,18 +217,18 @@ class FinetuneConfig:
                     f"{name}.batch_size={stage_config.batch_size}, {name}.steps="
                     f"{stage_config.steps}: use a batch of 1 or more and 0 or more steps"
                 )
-        if self.critic.schedule not in SCHEDULES:
-            raise DeasError(
-                f"critic.schedule '{self.critic.schedule}' is unknown: use one of {list(SCHEDULES)}"
-            )
-        if not self.critic.grad_clip >= 0:
-            raise DeasError(f"critic.grad_clip {self.critic.grad_clip}: use 0 (off) or more")
         counts = {f"critic.{n}": getattr(self.critic, n) for n in _CRITIC_COUNTS}
         counts |= {f"checkpoint.{n}": getattr(self.checkpoint, n) for n in ("every", "keep")}
         counts["policy.gradient_accumulation_steps"] = self.policy.gradient_accumulation_steps
         for name, count in counts.items():
             if count < 1:
                 raise DeasError(f"{name} {count}: use 1 or more")
+        if self.critic.schedule not in SCHEDULES:
+            raise DeasError(
+                f"critic.schedule '{self.critic.schedule}' is unknown: use one of {list(SCHEDULES)}"
+            )
+        if not self.critic.grad_clip >= 0:
+            raise DeasError(f"critic.grad_clip {self.critic.grad_clip}: use 0 (off) or more")
 
     def check_fits(self, spec: VLASpec) -> None:
         """DeasError for a critic chunk that the policy's does not hold."""

@@ -1,11 +1,10 @@
 """The ``critic`` stage: offline value learning on cached features (algorithms: DEAS losses)."""
 
-from typing import Any
+from itertools import tee
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from deas_vla.critic.base import Critic
 from deas_vla.data.dataset import TransitionDataset
@@ -15,6 +14,7 @@ from deas_vla.training.critic_data import make_transitions, new_critic
 from deas_vla.training.divergence import LossWatch
 from deas_vla.training.offline import FrameCritic, score_dataset_chunks, spearman
 from deas_vla.training.run import Run
+from deas_vla.training.update import CriticUpdate
 
 _METRIC_EPISODES = 64  # that the offline metric looks at: it bounds the cost of a checkpoint
 
@@ -61,14 +61,11 @@ def train_critic(
         candidates=candidates,
     )
     critic = new_critic(table, features, episodes, config, run.seed).to(accelerator.device)
-    optimizer: Any = critic.make_optimizer()
-    wrapped, optimizer = accelerator.prepare(critic, optimizer)
     generator = torch.Generator(accelerator.device)
     generator.manual_seed(run.seed + accelerator.process_index)
-    batches = run.batches(len(data), config.batch_size)
+    update = CriticUpdate(critic, config, accelerator, generator)
     checkpoints = run.checkpoints(
         "critic",
-        objects={"batches": batches},
         generator=generator,
         metric=lambda: offline_metric(critic, table, features, held_out, config),
         poll=20,
@@ -83,24 +80,15 @@ def train_critic(
         f"lower --critic.lr ({config.lr}) or check the dataset's rewards",
     )
     start = checkpoints.resume()
-    wrapped.train()
-    bar = tqdm(
-        range(start, config.steps),
-        "critic",
-        config.steps,
-        initial=start,
-        disable=not accelerator.is_local_main_process,
-    )
+    update.resume(start)
+    rows, ahead = tee(run.batches(len(data), config.batch_size, range(start, config.steps)))
+    bar = run.bar(zip(rows, data.batches(ahead), strict=True), "critic", start, config.steps)
     with run.preemption.deferred():
-        for step in bar:
-            rows = batches.draw()
-            loss, metrics = wrapped(data.batch(rows), generator)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            critic.update_target()
-            watch.record(step, rows, loss)
-            if step % config.log_every == 0 or step == config.steps - 1:
+        for step, (indices, batch) in enumerate(bar, start):
+            logged = step % config.log_every == 0 or step == config.steps - 1
+            loss, metrics = update(batch, want_metrics=logged)
+            watch.record(step, indices, loss)
+            if logged:
                 watch.check()
                 values = {name: float(value) for name, value in metrics.items()}
                 run.log({f"critic/{name}": value for name, value in values.items()}, step)

@@ -73,7 +73,7 @@ def new_critic(
     """A critic with the data's dimensions, support and normalisation, and seeded weights."""
     frames = np.concatenate([np.arange(table.num_frames)[table.frames(int(e))] for e in episodes])
     statistics = compute_statistics(
-        torch.from_numpy(features),  # mapped: read in blocks, never copied whole
+        features,  # mapped: read in blocks, never copied whole
         torch.from_numpy(table.state),
         torch.from_numpy(table.action),
         torch.from_numpy(frames),

@@ -1,6 +1,7 @@
 """What the stages share: this process' part of a global batch, and a learning-rate schedule."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -8,48 +9,44 @@ from torch import Tensor
 from deas_vla.errors import DeasError
 
 
-class IndexBatches:
-    """Random draws with replacement: every process takes its slice of the same global batch.
+def index_batches(
+    count: int,
+    batch_size: int,
+    steps: range,
+    seed: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Tensor]:
+    """Random draws with replacement: every process yields its slice of the same global batch.
 
-    The draws are one stream of a generator of their own, whatever the number of processes is, and
-    `state_dict` is the place in it: a run that resumes goes on with the draw it would have made.
+    The draws are one stream, whatever the number of processes is, and a step's draw depends on its
+    number alone: a run that resumes goes on with the draw it would have made.
 
     Args:
         count: Rows to draw from.
         batch_size: Global batch size.
+        steps: Which draws of the stream to yield, such as ``range(start, stop)``.
         seed: The same on every process.
         rank: This process.
         world: Processes in all.
 
+    Yields:
+        int64 (batch_size / world,).
+
     Raises:
         DeasError: ``batch_size`` does not divide among the processes.
     """
-
-    def __init__(
-        self, count: int, batch_size: int, seed: int, *, rank: int = 0, world: int = 1
-    ) -> None:
-        if batch_size % world:
-            raise DeasError(
-                f"batch_size {batch_size} does not divide among {world} processes: use a multiple"
-            )
-        self._count, self._batch_size = count, batch_size
-        local = batch_size // world
-        self._mine = slice(rank * local, (rank + 1) * local)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def draw(self) -> Tensor:
-        """The next batch, int64 (batch_size / world,)."""
-        return torch.randint(self._count, (self._batch_size,), generator=self._generator)[
-            self._mine
-        ]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The place in the stream."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from the place that ``state`` tells."""
-        self._generator.set_state(state["generator"])
+    if batch_size % world:
+        raise DeasError(
+            f"batch_size {batch_size} does not divide among {world} processes: use a multiple"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    local = batch_size // world
+    for step in range(steps.stop):
+        drawn = torch.randint(count, (batch_size,), generator=generator)
+        if step >= steps.start:
+            yield drawn[rank * local : (rank + 1) * local]
 
 
 def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:

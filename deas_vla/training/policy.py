@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.transitions import gather_actions
@@ -129,7 +128,6 @@ def finetune_policy(
         trainable.values(), lr=config.lr, weight_decay=config.weight_decay
     )
     wrapped, optimizer = accelerator.prepare(module, optimizer)
-    batches = run.batches(len(starts), config.batch_size)
     if config.batch_size // accelerator.num_processes < config.gradient_accumulation_steps:
         raise DeasError(
             f"policy.gradient_accumulation_steps {config.gradient_accumulation_steps} exceeds the "
@@ -138,7 +136,6 @@ def finetune_policy(
     checkpoints = run.checkpoints(
         "policy",
         names=set(trainable),
-        objects={"batches": batches},
         metric=lambda: -held_out_loss(vla, encodings, table, held_out, config, run.seed),
     )
     watch = LossWatch(
@@ -151,19 +148,13 @@ def finetune_policy(
         f"lower --policy.lr ({config.lr}) or check the dataset's actions",
     )
     start = checkpoints.resume()
-    bar = tqdm(
-        range(start, config.steps),
-        "policy",
-        config.steps,
-        initial=start,
-        disable=not accelerator.is_local_main_process,
-    )
+    draws = run.batches(len(starts), config.batch_size, range(start, config.steps))
+    bar = run.bar(draws, "policy", start, config.steps)
     vla.model.train()
     with run.preemption.deferred(), vla.gradient_checkpointing(config.gradient_checkpointing):
-        for step in bar:
+        for step, rows in enumerate(bar, start):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * warmup_cosine(step, config.steps)
-            rows = batches.draw()
             parts = rows.tensor_split(config.gradient_accumulation_steps)
             weight = targets["action_mask"][rows].sum()  # the loss is a mean over real values
             loss = torch.zeros((), device=accelerator.device)

@@ -1,14 +1,16 @@
 """What every stage needs of the run it is part of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
 
 from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints
-from deas_vla.training.loop import IndexBatches
+from deas_vla.training.loop import index_batches
 from deas_vla.training.preemption import Preemption
 
 
@@ -32,11 +34,12 @@ class Run:
     seed: int
     log: Callable[[dict[str, float], int], None]
 
-    def batches(self, count: int, batch_size: int) -> IndexBatches:
-        """This process' part of the draws from ``count`` rows."""
-        return IndexBatches(
+    def batches(self, count: int, batch_size: int, steps: range) -> Iterator[Tensor]:
+        """This process' part of the draws from ``count`` rows; see `index_batches`."""
+        return index_batches(
             count,
             batch_size,
+            steps,
             self.seed,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
@@ -46,3 +49,8 @@ class Run:
         """Of a stage whose module and optimizer accelerate has prepared; see `Checkpoints`."""
         directory = self.output / "checkpoints" / stage
         return Checkpoints(directory, self.accelerator, self.checkpoint, self.preemption, **parts)
+
+    def bar[T](self, steps: Iterable[T], stage: str, start: int, stop: int) -> "tqdm[T]":
+        """A progress bar over what is left of a stage."""
+        hidden = not self.accelerator.is_local_main_process
+        return tqdm(steps, stage, stop, initial=start, disable=hidden)

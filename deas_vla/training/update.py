@@ -39,7 +39,8 @@ class CriticUpdate:
 
     Attributes:
         wrapped: The critic as accelerate prepared it.
-        optimizer: Adam as accelerate prepared it. Restore both before the first update.
+        optimizer: Adam as accelerate prepared it.
+        done: Updates so far: the position in the schedule.
 
     Raises:
         DeasError: ``compile`` without a C++ compiler.
@@ -54,6 +55,7 @@ class CriticUpdate:
     ) -> None:
         if config.compile:
             _check_compiler()
+        self.done = 0
         self.critic = critic
         self.wrapped: Any
         self.optimizer: Any
@@ -61,8 +63,7 @@ class CriticUpdate:
         self._generator = generator
         self._lr = config.lr
         self._clip = config.grad_clip
-        self._steps = config.steps
-        self._cosine = config.schedule == "cosine"
+        self._steps = config.steps if config.schedule == "cosine" else None
         # A gradient scaler looks at its overflow flag on the host, which no graph can hold.
         self._captures = (
             config.compile
@@ -78,33 +79,39 @@ class CriticUpdate:
             critic.compile(dynamic=False)
         self.wrapped.train()
 
-    def __call__(
-        self, batch: ChunkBatch, step: int, want_metrics: bool = False
-    ) -> tuple[Tensor, Metrics]:
+    def __call__(self, batch: ChunkBatch, want_metrics: bool = False) -> tuple[Tensor, Metrics]:
         """Train on one batch of this process.
 
         Args:
             batch: Of the same size in every call, on the critic's device.
-            step: Updates before this one: the place in the schedule.
             want_metrics: Whether this update is logged; otherwise gradient norms are only computed
                 where clipping needs them.
 
         Returns:
-            The loss, a detached scalar; and, if wanted, the algorithm's metrics, ``lr``,
-            ``grad_norm``, ``grad_norm_q`` and ``grad_norm_v`` (before clipping), else an empty
-            dict.
+            The loss, a detached scalar; and, if wanted, the algorithm's metrics, ``grad_norm`` and
+            ``grad_norm_q``, ``grad_norm_v``, all before clipping, else an empty dict.
         """
-        self._set_learning_rate(step)
+        self._set_learning_rate()
         if self._captures:
             if self._captured is None:
                 self._captured = _CapturedStep(lambda b: self._step(b, True), self._generator)
             loss, metrics = self._captured(batch)
         else:
             loss, metrics = self._step(batch, want_metrics)
-        if not want_metrics:
-            return loss, {}
-        rate = torch.as_tensor(self.optimizer.param_groups[0]["lr"]).clone()
-        return loss, {**metrics, "lr": rate}
+        self.done += 1
+        return loss, metrics if want_metrics else {}
+
+    def resume(self, done: int) -> None:
+        """Go on after ``done`` updates, with the optimizer's state already restored.
+
+        The state may come from a run that could not capture its updates, or from one that could.
+        """
+        self.done = done
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self._captures
+        for moments in self.optimizer.state.values():
+            if self._captures:
+                moments["step"] = moments["step"].to(self._accelerator.device)
 
     def _step(self, batch: ChunkBatch, with_norms: bool) -> tuple[Tensor, Metrics]:
         loss, metrics = self.wrapped(batch, self._generator)
@@ -134,18 +141,16 @@ class CriticUpdate:
             for name, parameters in groups.items()
         }
 
-    def _set_learning_rate(self, step: int) -> None:
+    def _set_learning_rate(self) -> None:
         """Write the schedule's rate to the optimizer: a tensor where a graph reads it."""
-        rate = self._lr * (warmup_cosine(step, self._steps) if self._cosine else 1.0)
+        rate = self._lr * (warmup_cosine(self.done, self._steps) if self._steps else 1.0)
         for group in self.optimizer.param_groups:
             if not self._captures:
                 group["lr"] = rate
-            elif isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
+            elif not isinstance(group["lr"], Tensor):
                 group["lr"] = torch.tensor(rate, device=self._accelerator.device)
-            # A checkpoint of a run with the other setting carries that one along.
-            group["capturable"] = self._captures
+            elif self._steps or self._captured is None:
+                group["lr"].fill_(rate)
 
 
 class _CapturedStep:

@@ -26,7 +26,7 @@ from torch import nn
 from deas_vla.bundle import read_manifest
 from deas_vla.errors import DeasError
 from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints, recorded_run
-from deas_vla.training.loop import IndexBatches, warmup_cosine
+from deas_vla.training.loop import index_batches, warmup_cosine
 from deas_vla.training.preemption import Preempted, Preemption
 
 # ---- one stage -----------------------------------------------------------------------------------
@@ -42,7 +42,6 @@ class Stage:
         self.module: Any = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.optimizer: Any = torch.optim.Adam(self.module.parameters(), lr=0.01)
         self.module, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
-        self.batches = IndexBatches(50, 4, seed=1)
         self.generator = torch.Generator().manual_seed(2)
         self.metrics: list[float] = []
         self.checkpoints = Checkpoints(
@@ -50,14 +49,14 @@ class Stage:
             self.accelerator,
             CheckpointConfig(**config),
             self.preemption,
-            objects={"batches": self.batches},
             generator=self.generator,
             metric=lambda: self.metrics.pop(0) if self.metrics else 0.0,
         )
 
     def run(self, last: int, stop_after: int | None = None) -> dict[str, torch.Tensor]:
-        for step in range(self.checkpoints.resume(), last):
-            rows = self.batches.draw().float().unsqueeze(1)
+        start = self.checkpoints.resume()
+        for step, drawn in enumerate(index_batches(50, 4, range(start, last), seed=1), start):
+            rows = drawn.float().unsqueeze(1)
             noise = torch.randn(4, 3, generator=self.generator)
             self.accelerator.backward((self.module(rows / 50 + noise) ** 2).mean())
             self.optimizer.step()
@@ -126,13 +125,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_draws_are_one_stream_for_any_number_of_processes() -> None:
-    alone = IndexBatches(100, 6, seed=3)
-    halves = [IndexBatches(100, 6, seed=3, rank=rank, world=2) for rank in range(2)]
-    for _ in range(3):
-        assert torch.equal(alone.draw(), torch.cat([half.draw() for half in halves]))
+def test_draws_are_one_stream_for_any_number_of_processes_from_any_step_on() -> None:
+    alone = list(index_batches(100, 6, range(5), seed=3))
+    later = list(index_batches(100, 6, range(2, 5), seed=3))
+    halves = [list(index_batches(100, 6, range(5), 3, rank=rank, world=2)) for rank in range(2)]
+    assert torch.equal(torch.stack(later), torch.stack(alone[2:]))
+    assert torch.equal(torch.cat([torch.stack(h) for h in halves], dim=1), torch.stack(alone))
     with pytest.raises(DeasError, match="batch_size 6 does not divide among 4 processes"):
-        IndexBatches(100, 6, seed=3, world=4)
+        next(index_batches(100, 6, range(5), seed=3, world=4))
 
 
 def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
@@ -258,7 +258,6 @@ def assert_readable(output: Path) -> None:
     for place in output.glob("checkpoints/*/step-*"):
         assert json.loads((place / "checkpoint.json").read_text())["step"] > 0
         assert load_file(place / "weights.safetensors")
-        assert load_file(place / "batches.safetensors")["generator"].numel()
         assert torch.load(place / "optimizer.bin", weights_only=True)["state"]
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,15 +87,16 @@ def test_an_update_is_the_textbook_loop(algorithm: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         critic.update_target()
-        measured, logged = update(batch(step), step, want_metrics=True)
+        measured, logged = update(batch(step), want_metrics=True)
         assert torch.equal(measured, loss.detach())
         assert all(torch.equal(logged[name], value) for name, value in metrics.items())
     assert torch.equal(weights(update.critic), weights(critic))
+    assert update.done == 4
 
 
 def test_gradient_norms_are_of_the_named_networks() -> None:
     update, critic = update_of(), critic_of("deas")
-    _, metrics = update(batch(0), 0, want_metrics=True)
+    _, metrics = update(batch(0), want_metrics=True)
     critic.loss(batch(0))[0].backward()
     groups = {"grad_norm": critic} | {
         f"grad_norm_{role}": network for role, network in critic.networks().items()
@@ -108,8 +110,8 @@ def test_gradient_norms_are_of_the_named_networks() -> None:
 def test_logging_changes_nothing_and_is_empty_where_not_asked_for() -> None:
     silent, logged = update_of(), update_of()
     for step in range(3):
-        assert silent(batch(step), step)[1] == {}
-        assert logged(batch(step), step, want_metrics=True)[1]
+        assert silent(batch(step))[1] == {}
+        assert logged(batch(step), want_metrics=True)[1]
     assert torch.equal(weights(silent.critic), weights(logged.critic))
 
 
@@ -123,7 +125,7 @@ def test_clipping_bounds_the_gradient_that_adam_sees(want_metrics: bool) -> None
         seen.append(torch.cat([g.flatten() for g in grads if g is not None]).norm())
 
     update.optimizer.optimizer.register_step_pre_hook(look)
-    _, metrics = update(batch(0), 0, want_metrics)
+    _, metrics = update(batch(0), want_metrics)
     torch.testing.assert_close(seen[0], torch.tensor(0.01), rtol=1e-3, atol=0.0)
     assert not want_metrics or metrics["grad_norm"] > 0.01  # before clipping
 
@@ -134,21 +136,25 @@ def test_accumulation_of_the_policy_does_not_shrink_the_critics_gradient() -> No
         CriticTrainingConfig(steps=20),
         Accelerator(cpu=True, gradient_accumulation_steps=4),
     )
-    whole = update_of()(batch(0), 0, want_metrics=True)[1]["grad_norm"]
-    torch.testing.assert_close(update(batch(0), 0, want_metrics=True)[1]["grad_norm"], whole)
+    whole = update_of()(batch(0), want_metrics=True)[1]["grad_norm"]
+    torch.testing.assert_close(update(batch(0), want_metrics=True)[1]["grad_norm"], whole)
 
 
-def test_a_restored_update_goes_on_bit_for_bit() -> None:
+def test_a_restored_update_goes_on_bit_for_bit(tmp_path: Path) -> None:
     settings = {"schedule": "cosine", "grad_clip": 1.0}
     through, first, second = (update_of(**settings) for _ in range(3))
     for step in range(6):
-        through(batch(step), step)
+        through(batch(step))
     for step in range(3):
-        first(batch(step), step)
-    second.critic.load_state_dict(first.critic.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
+        first(batch(step))
+    parts = {"critic": first.critic.state_dict(), "optimizer": first.optimizer.state_dict()}
+    torch.save(parts, tmp_path / "s")
+    saved = torch.load(tmp_path / "s", weights_only=True)
+    second.critic.load_state_dict(saved["critic"])
+    second.optimizer.load_state_dict(saved["optimizer"])
+    second.resume(3)
     for step in range(3, 6):
-        second(batch(step), step)
+        second(batch(step))
     assert torch.equal(weights(second.critic), weights(through.critic))
     assert second.optimizer.param_groups[0]["lr"] == through.optimizer.param_groups[0]["lr"]
 
@@ -162,8 +168,8 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 def agree(one: CriticUpdate, other: CriticUpdate, device: str = "cpu") -> None:
     """Some updates of both, with other batches and logged at other steps, come out alike."""
     for step in range(7):
-        loss, _ = one(batch(step, device), step, want_metrics=step % 2 == 0)
-        torch.testing.assert_close(loss, other(batch(step, device), step)[0], rtol=1e-4, atol=1e-4)
+        loss, _ = one(batch(step, device), want_metrics=step % 2 == 0)
+        torch.testing.assert_close(loss, other(batch(step, device))[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weights(one.critic), weights(other.critic), rtol=1e-3, atol=1e-4)
 
 
