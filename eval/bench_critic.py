@@ -58,7 +58,11 @@ from deas_vla.training.update import CriticUpdate
 
 PARTS = ("updates", "scaling", "memory")
 CACHED, PLAIN, IN_LOOP = "cached features", "plain PyTorch loop", "backbone in the loop"
-DRAW, AHEAD, ONE_BY_ONE = "index draw", "mapped, reading ahead", "mapped, one after the other"
+DRAW, AHEAD, ONE_BY_ONE = (
+    "index draw",
+    "wait for a mapped batch, read ahead",
+    "wait, not read ahead",
+)
 EPISODE = 500  # frames of a synthetic episode
 
 
@@ -665,31 +669,36 @@ def time_reading_ahead(
     update: CriticUpdate,
     draws: Iterator[Tensor],
 ) -> list[dict[str, Any]]:
-    """Updates from a file that is on the disk only, with and without the reading thread."""
+    """How long updates wait for batches from a file that is on the disk only, by thread or not.
 
-    def train(batches: Iterator[ChunkBatch]) -> None:
-        evict(features, path)
-        for batch in batches:
-            update(batch)
-
-    count = config.updates_per_round
-    drawn = lambda: islice(draws, count)  # noqa: E731
-    several = lambda _: count  # noqa: E731
-    seconds = interleave(
-        {
-            AHEAD: Arm(lambda turn: train(data.batches(drawn())), several),
-            ONE_BY_ONE: Arm(lambda turn: train(map(data.batch, drawn())), several),
-            DRAW: Arm(lambda turn: (evict(features, path), [*map(data.batch, drawn())]), several),
-        },
-        config.rounds,
-        label="reading ahead",
-    )
-    size = len(features)
+    The first batch after emptying the page cache is left out: nothing could be read ahead of it.
+    """
+    count = config.updates_per_round + 1
+    ways: dict[str, Callable[[], Iterator[ChunkBatch]]] = {
+        AHEAD: lambda: data.batches(islice(draws, count)),
+        ONE_BY_ONE: lambda: map(data.batch, islice(draws, count)),
+    }
+    waits: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(config.rounds):
+        for way in ways if turn % 2 == 0 else reversed(ways):
+            evict(features, path)
+            waits[way].append(float(np.mean(training_waits(ways[way](), update)[1:])))
+    seconds = {way: np.asarray(values) for way, values in waits.items()}
     return [
-        timing_row(AHEAD, size, seconds[AHEAD], ONE_BY_ONE, seconds[ONE_BY_ONE]),
-        timing_row(ONE_BY_ONE, size, seconds[ONE_BY_ONE]),
-        timing_row("index draw from the disk", size, seconds[DRAW]),
+        timing_row(AHEAD, len(features), seconds[AHEAD], ONE_BY_ONE, seconds[ONE_BY_ONE]),
+        timing_row(ONE_BY_ONE, len(features), seconds[ONE_BY_ONE]),
     ]
+
+
+def training_waits(batches: Iterator[ChunkBatch], update: CriticUpdate) -> list[float]:
+    """Seconds before each batch is there, between updates that the device has finished."""
+    waits = []
+    began = time.perf_counter()
+    for batch in batches:
+        waits.append(time.perf_counter() - began)
+        float(update(batch)[0])
+        began = time.perf_counter()
+    return waits
 
 
 def evict(features: Any, path: Path) -> None:

@@ -52,9 +52,9 @@ def compute_statistics(
 ) -> Statistics:
     """Statistics of a dataset, read in blocks.
 
-    ``features`` (n, F), which may be a memory map of any size, ``states`` (n, S), ``actions`` (n, A) in environment units; ``chosen`` (k,)
-    int64 are the rows that count, all of them if None. Raises DeasError for an input with no rows
-    or with a value that isn't finite.
+    ``features`` (n, F), which may be a memory map of any size, ``states`` (n, S) and ``actions``
+    (n, A) in environment units; ``chosen`` (k,) int64 are the rows that count, all of them if None.
+    Raises DeasError for an input with no rows or with a value that isn't finite.
     """
     return Statistics(
         *_mean_std(features, "features", chosen),
