@@ -630,7 +630,7 @@ def measure_memory(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Peak memory of everything that the critic stage does on mapped features, in GB."""
     with MemoryWatch() as watch:
-        imported = watch.now()["VmRSS"]
+        imported = watch.now()
         table = synthetic_table(config.memory.frames)
         path = folder / "features.npy"
         features = synthetic_features(path, table.num_frames, config.memory.feature_dim)
@@ -652,7 +652,8 @@ def measure_memory(
             update(batch)
     memory = {
         "file_gb": path.stat().st_size / 1e9,
-        "imported_rss_gb": imported,
+        "imported_rss_gb": imported["VmRSS"],
+        "imported_anonymous_gb": imported["RssAnon"],
         "peak_rss_gb": watch.peak["VmRSS"],
         "peak_anonymous_gb": watch.peak["RssAnon"],
         "peak_mapped_file_gb": watch.peak["RssFile"],

@@ -18,7 +18,7 @@ from deas_vla.errors import DeasError
 
 # A dimension that moves less than this is constant: it is centred and left unscaled.
 MIN_STD = 1e-6
-_BLOCK = 2**22  # numbers held in float64 at once
+_BLOCK = 2**18  # numbers held in float64 at once: 2 MB, which a cache holds
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def _mean_std(
     """Mean and standard deviation over rows, (D,) float32, summed in float64."""
     count, total = 0, torch.zeros((), dtype=torch.float64)
     for block in _blocks(rows, chosen):
-        if not bool(torch.isfinite(block).all()):
-            raise DeasError(f"{name} hold a NaN or infinite value: mend or drop those frames")
         count, total = count + len(block), total + block.sum(0)
     if count == 0:
         raise DeasError(f"{name} have no rows: statistics need at least one training frame")
+    if not bool(torch.isfinite(total).all()):  # a sum keeps what isn't finite
+        raise DeasError(f"{name} hold a NaN or infinite value: mend or drop those frames")
     mean = total / count
     square = torch.zeros_like(mean)
     for block in _blocks(rows, chosen):

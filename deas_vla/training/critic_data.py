@@ -71,7 +71,7 @@ def new_critic(
     seed: int,
 ) -> Critic:
     """A critic with the data's dimensions, support and normalisation, and seeded weights."""
-    frames = np.concatenate([np.arange(table.num_frames)[table.frames(int(e))] for e in episodes])
+    frames = table.frames_of(episodes)
     statistics = compute_statistics(
         features,  # mapped: read in blocks, never copied whole
         torch.from_numpy(table.state),
