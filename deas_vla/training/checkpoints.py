@@ -64,8 +64,9 @@ class Checkpoints:
         preemption: Asked after each step whether the run has to stop.
         names: The tensors of the module's state that training changes; None for all.
         generator: This process' own generator, if the stage has one.
-        metric: Offline metric of the present weights, the larger the better; None where no episode
-            is held out.
+        metric: Offline metric of the present weights, the larger the better, NaN where there is
+            none.
+        log: Receives the metric as ``<stage>/offline_metric``, and the step.
         poll: Updates between two questions whether to stop, which processes answer together.
     """
 
@@ -79,6 +80,7 @@ class Checkpoints:
         names: set[str] | None = None,
         generator: torch.Generator | None = None,
         metric: Callable[[], float] | None = None,
+        log: Callable[[dict[str, float], int], None] | None = None,
         poll: int = 1,
     ) -> None:
         self._directory = directory
@@ -88,6 +90,7 @@ class Checkpoints:
         self._names = names
         self._generator = generator
         self._metric = metric
+        self._log = log
         self._poll = poll
 
     def resume(self) -> int:
@@ -121,6 +124,8 @@ class Checkpoints:
             return
         before_save()
         metric = None if stop or self._metric is None else self._metric()
+        if metric is not None and self._log is not None:
+            self._log({f"{self._directory.name}/offline_metric": metric}, step)
         self._save(step, metric)
         if stop:
             raise Preempted

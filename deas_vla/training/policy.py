@@ -136,7 +136,7 @@ def finetune_policy(
     checkpoints = run.checkpoints(
         "policy",
         names=set(trainable),
-        metric=lambda: -held_out_loss(vla, encodings, table, held_out, config, run.seed),
+        metric=lambda: -held_out_loss(wrapped, vla, encodings, table, held_out, config, run.seed),
     )
     watch = LossWatch(
         "policy",
@@ -200,6 +200,7 @@ def head_batch(
 
 @torch.no_grad()
 def held_out_loss(
+    module: nn.Module,
     vla: GrootVLA,
     encodings: Encodings,
     table: EpisodeTable,
@@ -207,7 +208,7 @@ def held_out_loss(
     config: PolicyConfig,
     seed: int,
 ) -> float:
-    """Flow-matching loss over at most 256 chunks of held-out episodes, always the same ones.
+    """`FlowMatching` over at most 256 chunks of held-out episodes, always the same ones.
 
     Noise and time are the same at every call, and the run's own random stream is left where it
     was. NaN where no episode is held out that ``config.episodes`` allows.
@@ -221,10 +222,10 @@ def held_out_loss(
     targets = policy_targets(vla, table, starts)
     training = vla.model.training
     vla.model.eval()
+    rows = torch.arange(len(starts))
     devices = [vla.device] if vla.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        batch = head_batch(encodings, targets, starts, torch.arange(len(starts)), vla.device)
-        loss = FlowMatching(vla)(batch)
+        loss = module(head_batch(encodings, targets, starts, rows, vla.device))
     vla.model.train(training)
     return float(loss)

@@ -48,7 +48,9 @@ class Run:
     def checkpoints(self, stage: str, **parts: Any) -> Checkpoints:
         """Of a stage whose module and optimizer accelerate has prepared; see `Checkpoints`."""
         directory = self.output / "checkpoints" / stage
-        return Checkpoints(directory, self.accelerator, self.checkpoint, self.preemption, **parts)
+        return Checkpoints(
+            directory, self.accelerator, self.checkpoint, self.preemption, log=self.log, **parts
+        )
 
     def bar[T](self, steps: Iterable[T], stage: str, start: int, stop: int) -> "tqdm[T]":
         """A progress bar over what is left of a stage."""

@@ -1,18 +1,28 @@
 """Metrics to accelerate's trackers."""
 
+import importlib.util
 import json
 from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
 
+from deas_vla.errors import DeasError
 from deas_vla.training.config import FinetuneConfig
 
 
 def make_accelerator(config: FinetuneConfig) -> Accelerator:
-    """An accelerator with the configured trackers started."""
+    """An accelerator with the configured trackers started.
+
+    Raises:
+        DeasError: The package of one is not installed.
+    """
     names = ["wandb"] if config.wandb.enable else []
     names += [] if config.tracker == "none" else [config.tracker]
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            flag = "--wandb.enable=false" if name == "wandb" else "--tracker=tensorboard"
+            raise DeasError(f"tracker {name} is not installed: pip install {name}, or {flag}")
     accelerator = Accelerator(log_with=names or None, project_dir=str(config.output_dir))
     if names:
         accelerator.init_trackers(

@@ -239,6 +239,16 @@ def test_mistakes_are_refused_by_name(
     assert not (tmp_path / "run" / "bundle.json").exists()
 
 
+def test_a_tracker_that_is_not_installed_is_refused(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DeasError, match="tracker trackio is not installed: pip install trackio"):
+        recipe(tiny_dataset, tmp_path / "run", "--tracker=trackio")
+    with pytest.raises(DeasError, match="tracker wandb is not installed"):
+        recipe(tiny_dataset, tmp_path / "run", "--wandb.enable=true")
+
+
 def test_unknown_yaml_key_is_refused(tiny_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("critic:\n  stepz: 3\n")
     with pytest.raises(DeasError, match="stepz"):
