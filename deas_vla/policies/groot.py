@@ -95,6 +95,8 @@ class GrootVLA:
         from lerobot.policies.groot.groot_n1_7 import GR00TN17
         from lerobot.policies.groot.processor_groot import make_groot_pre_post_processors
 
+        if torch.device(device).type == "cpu":
+            device = "cpu"  # LeRobot doesn't know "cpu:0", the name that a distributed run gives it
         root = checkpoint_directory(path)
         config = _read_config(root, path)
         backbone = _backbone_path(root, config["model_name"])

@@ -181,12 +181,13 @@ def test_filtered_behaviour_cloning_uses_successes_only(tiny_dataset: Path) -> N
 def test_two_processes_train_the_same_critic(
     bundle: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     launch += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     launch += ["--dynamo_backend=no", "--num_cpu_threads_per_process=1"]
     script = str(ROOT / "recipes/finetune_groot.py")
     output = tmp_path / "two"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # With --cpu accelerate starts one process, whatever is asked for; this starts two, over gloo.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     subprocess.run(
         [*launch, script, *flags(tiny_dataset, output)], check=True, cwd=ROOT, env=environment
     )
