@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
 
 # A dimension that moves less than this is constant: it is centred and left unscaled.
 MIN_STD = 1e-6
-_BLOCK = 65_536  # rows held in float64 at once
+_BLOCK = 2**18  # numbers held in float64 at once: 2 MB, which a cache holds
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,21 @@ class Statistics:
 
 
 def compute_statistics(
-    features: Tensor, states: Tensor, actions: Tensor, action_valid: Tensor | None = None
+    features: Tensor | NDArray[np.floating],
+    states: Tensor,
+    actions: Tensor,
+    chosen: Tensor | None = None,
 ) -> Statistics:
-    """Statistics of a dataset, read in blocks: a memory map (`torch.from_numpy`) may be large.
+    """Statistics of a dataset, read in blocks.
 
-    ``features`` (n, F), ``states`` (n, S), ``actions`` (..., A) in environment units;
-    ``action_valid`` (...) bool leaves out the zero-filled steps after a terminal. Raises DeasError
-    for an input with no rows or with a value that isn't finite.
+    ``features`` (n, F), which may be a memory map of any size, ``states`` (n, S) and ``actions``
+    (n, A) in environment units; ``chosen`` (k,) int64 are the rows that count, all of them if None.
+    Raises DeasError for an input with no rows or with a value that isn't finite.
     """
-    valid = None if action_valid is None else action_valid.reshape(-1)
     return Statistics(
-        *_mean_std(features, "features"),
-        *_mean_std(states, "states"),
-        *_mean_std(actions, "actions", valid),
+        *_mean_std(features, "features", chosen),
+        *_mean_std(states, "states", chosen),
+        *_mean_std(actions, "actions", chosen),
     )
 
 
@@ -96,26 +100,29 @@ class Normalizer(nn.Module):
         return scaled if valid is None else scaled.masked_fill(~valid.unsqueeze(-1), 0.0)
 
 
-def _mean_std(rows: Tensor, name: str, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over all but the last axis, (D,) float32, summed in float64."""
+def _mean_std(
+    rows: Tensor | NDArray[np.floating], name: str, chosen: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over rows, (D,) float32, summed in float64."""
     count, total = 0, torch.zeros((), dtype=torch.float64)
-    for block in _blocks(rows, valid):
-        if not bool(torch.isfinite(block).all()):
-            raise DeasError(f"{name} hold a NaN or infinite value: mend or drop those frames")
+    for block in _blocks(rows, chosen):
         count, total = count + len(block), total + block.sum(0)
     if count == 0:
         raise DeasError(f"{name} have no rows: statistics need at least one training frame")
+    if not bool(torch.isfinite(total).all()):  # a sum keeps what isn't finite
+        raise DeasError(f"{name} hold a NaN or infinite value: mend or drop those frames")
     mean = total / count
     square = torch.zeros_like(mean)
-    for block in _blocks(rows, valid):
+    for block in _blocks(rows, chosen):
         square += (block - mean).square().sum(0)
     std = (square / count).sqrt()
     std = torch.where(std < MIN_STD, torch.ones_like(std), std)
     return mean.float(), std.float()
 
 
-def _blocks(rows: Tensor, valid: Tensor | None) -> Iterator[Tensor]:
-    flat = rows.flatten(0, -2)
-    for start in range(0, len(flat), _BLOCK):
-        block = flat[start : start + _BLOCK].double()
-        yield block if valid is None else block[valid[start : start + _BLOCK]]
+def _blocks(rows: Tensor | NDArray[np.floating], chosen: Tensor | None) -> Iterator[Tensor]:
+    size = max(1, _BLOCK // max(1, rows.shape[1]))
+    for start in range(0, len(rows) if chosen is None else len(chosen), size):
+        part = slice(start, start + size)
+        block = rows[part] if chosen is None else rows[chosen[part]]
+        yield torch.as_tensor(block, dtype=torch.float64)

@@ -92,6 +92,13 @@ class EpisodeTable:
         """Rows of one episode (given by its row)."""
         return slice(int(self.episode_start[episode]), int(self.episode_end[episode]))
 
+    def frames_of(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of several episodes (given by theirs), episode after episode."""
+        start, length = self.episode_start[episodes], self.episode_lengths[episodes]
+        first = np.cumsum(length) - length  # of each episode, in what is returned
+        rows: NDArray[np.int64] = np.arange(length.sum()) + np.repeat(start - first, length)
+        return rows
+
     def task(self, episode: int) -> str:
         """Instruction of one episode (given by its row), that of its first frame."""
         return self.tasks[int(self.task_index[self.episode_start[episode]])]

@@ -71,11 +71,12 @@ def new_critic(
     seed: int,
 ) -> Critic:
     """A critic with the data's dimensions, support and normalisation, and seeded weights."""
-    frames = np.concatenate([np.arange(table.num_frames)[table.frames(int(e))] for e in episodes])
+    frames = table.frames_of(episodes)
     statistics = compute_statistics(
-        torch.from_numpy(np.asarray(features[frames])),
-        torch.from_numpy(table.state[frames]),
-        torch.from_numpy(table.action[frames]),
+        features,  # mapped: read in blocks, never copied whole
+        torch.from_numpy(table.state),
+        torch.from_numpy(table.action),
+        torch.from_numpy(frames),
     )
     resolved = critic_config(table, features.shape[1], episodes, config)
     return make_critic(resolved, statistics, torch.Generator().manual_seed(seed))

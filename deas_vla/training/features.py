@@ -167,7 +167,7 @@ def dataset_statistics(
     table: EpisodeTable, episodes: NDArray[np.int64]
 ) -> dict[str, dict[str, list[float]]]:
     """LeRobot's per-key statistics of state and action over the training episodes."""
-    frames = np.concatenate([np.arange(table.num_frames)[table.frames(int(e))] for e in episodes])
+    frames = table.frames_of(episodes)
     out = {}
     for key, values in (("observation.state", table.state), ("action", table.action)):
         chosen = values[frames].astype(np.float64)

@@ -125,7 +125,7 @@ def check_same_critic(manifest: Mapping[str, Any], critic: CriticConfig) -> None
 
 def check_statistics(normalizer: Normalizer, table: EpisodeTable, trained: Indices) -> None:
     """DeasError where the critic normalises by statistics of other episodes than ``trained``."""
-    frames = np.concatenate([np.arange(table.num_frames)[table.frames(int(e))] for e in trained])
+    frames = table.frames_of(trained)
     state, action = (torch.from_numpy(rows[frames]) for rows in (table.state, table.action))
     expected = compute_statistics(torch.zeros(len(frames), 0), state, action)
     for name in ("state_mean", "state_std", "action_mean", "action_std"):

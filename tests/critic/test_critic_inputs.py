@@ -26,25 +26,26 @@ from deas_vla.errors import DeasError
 # Statistics.
 
 
-def test_statistics_of_valid_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalization_module, "_BLOCK", 7)  # many blocks, an uneven last one
+def test_statistics_of_chosen_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalization_module, "_BLOCK", 25)  # many blocks, an uneven last one
     generator = seeded()
     features = 1e3 + torch.randn(50, F, generator=generator)
     states = torch.randn(50, S, generator=generator) * torch.tensor([1e-3, 1.0, 1e3])
-    actions = torch.randn(50, H, A, generator=generator)
-    valid = torch.rand(50, H, generator=generator) < 0.7
-    actions[~valid] = float("nan")
-    statistics = compute_statistics(features, states, actions, valid)
-    for name, rows in (("feature", features), ("state", states), ("action", actions[valid])):
+    actions = torch.randn(50, A, generator=generator)
+    counts = torch.rand(50, generator=generator) < 0.7
+    actions[~counts] = float("nan")
+    chosen = counts.nonzero().squeeze(1)
+    statistics = compute_statistics(features, states, actions, chosen)
+    for name, rows in (("feature", features), ("state", states), ("action", actions)):
         mean, std = getattr(statistics, f"{name}_mean"), getattr(statistics, f"{name}_std")
         assert mean.dtype == std.dtype == torch.float32
-        torch.testing.assert_close(mean, rows.double().mean(0).float())
-        torch.testing.assert_close(std, rows.double().std(0, correction=0).float())
+        torch.testing.assert_close(mean, rows[chosen].double().mean(0).float())
+        torch.testing.assert_close(std, rows[chosen].double().std(0, correction=0).float())
 
 
 def test_a_constant_dimension_is_centred_and_left_unscaled() -> None:
     states = torch.tensor([[3.0, 1.0], [3.0, 2.0]])
-    statistics = compute_statistics(torch.zeros(2, 0), states, torch.zeros(2, H, A))
+    statistics = compute_statistics(torch.zeros(2, 0), states, torch.zeros(2, A))
     assert statistics.state_std[0] == 1 and statistics.action_std.eq(1).all()
     scaled = Normalizer(statistics).state(states)
     torch.testing.assert_close(scaled, torch.tensor([[0.0, -1.0], [0.0, 1.0]]))
@@ -54,7 +55,7 @@ def test_a_constant_dimension_is_centred_and_left_unscaled() -> None:
 @pytest.mark.parametrize("place", ["features", "states", "actions"])
 def test_values_that_are_not_finite_are_refused_by_name(place: str, value: float) -> None:
     arrays = {"features": torch.zeros(4, F), "states": torch.zeros(4, S),
-              "actions": torch.zeros(4, H, A)}  # fmt: skip
+              "actions": torch.zeros(4, A)}  # fmt: skip
     arrays[place].view(-1)[3] = value
     with pytest.raises(DeasError, match=f"^{place} hold a NaN"):
         compute_statistics(**arrays)
@@ -62,7 +63,7 @@ def test_values_that_are_not_finite_are_refused_by_name(place: str, value: float
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(DeasError, match="states have no rows"):
-        compute_statistics(torch.zeros(1, F), torch.zeros(0, S), torch.zeros(1, H, A))
+        compute_statistics(torch.zeros(1, F), torch.zeros(0, S), torch.zeros(1, A))
 
 
 def test_statistics_of_another_dataset_are_refused() -> None:

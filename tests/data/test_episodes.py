@@ -142,6 +142,15 @@ def test_fingerprint_follows_the_content(recorded, copy):
     assert load_episodes("test/recorded", copy).fingerprint not in (original, changed)
 
 
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4], [3, 1], [2], []])
+def test_rows_of_several_episodes(recorded, chosen):
+    table = load_episodes("test/recorded", recorded)
+    rows = table.frames_of(np.array(chosen, dtype=np.int64))
+    expected = [np.arange(table.num_frames)[table.frames(episode)] for episode in chosen]
+    np.testing.assert_array_equal(rows, np.concatenate([*expected, []]))
+    assert rows.dtype == np.int64
+
+
 def test_split_is_stratified_and_seeded(recorded):
     small = load_episodes("test/recorded", recorded)
     outcome = np.arange(100) % 4 == 0

@@ -1,0 +1,101 @@
+"""Timings that hold on a shared machine: arms in turn, round after round, ratios within one."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Something to time.
+
+    Attributes:
+        call: Takes the number of the round, so that all arms can work on the same data.
+        units: What one call counts as (updates, frames): times are per unit.
+    """
+
+    call: Callable[[int], object]
+    units: Callable[[int], int] = lambda _: 1
+
+
+def interleave(
+    arms: Mapping[str, Arm], rounds: int, *, warm_up: int = 1, label: str = "rounds"
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds per unit, (rounds,), of each arm; every round runs all arms, in alternating order.
+
+    Noise of a shared machine lasts longer than an arm does, so that it hits all arms of a round.
+    Where there is a CUDA device, a call ends when the device is done.
+    """
+    names = list(arms)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in tqdm(range(warm_up + rounds), label):
+        for name in names if turn % 2 == 0 else reversed(names):
+            _synchronize()
+            began = time.perf_counter()
+            arms[name].call(turn)
+            _synchronize()
+            taken = (time.perf_counter() - began) / arms[name].units(turn)
+            if turn >= warm_up:
+                seconds[name].append(taken)
+    return {name: np.asarray(values) for name, values in seconds.items()}
+
+
+def timing_row(
+    what: str,
+    size: int,
+    seconds: NDArray[np.float64],
+    ratio_to: str | None = None,
+    base: NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
+    """A row of ``results.json``: times in milliseconds, and how many times faster than ``base``.
+
+    ``ratio`` is the median over the rounds of the base's time by this arm's in the same round.
+    """
+    return {
+        "what": what,
+        "size": size,
+        "median_ms": 1e3 * float(np.median(seconds)),
+        "p95_ms": 1e3 * float(np.quantile(seconds, 0.95)),
+        "ratio_to": ratio_to,
+        "ratio": None if base is None else float(np.median(base / seconds)),
+    }
+
+
+def timing_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and text cells of a table of `timing_row`."""
+    header = ["what", "size", "median ms", "p95 ms", "per second", "times faster", "than"]
+    cells = [
+        [
+            row["what"],
+            f"{row['size']:,}",
+            f"{row['median_ms']:.3g}",
+            f"{row['p95_ms']:.3g}",
+            f"{1e3 / row['median_ms']:,.0f}" if row["median_ms"] < 200 else "",
+            "" if row["ratio"] is None else f"{row['ratio']:.3g}",
+            row["ratio_to"] or "",
+        ]
+        for row in rows
+    ]
+    return header, cells
+
+
+def text_lines(rows: Sequence[dict[str, Any]]) -> str:
+    """The same table for a terminal."""
+    header, cells = timing_cells(rows)
+    table = [header, *cells]
+    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    )
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
