@@ -5,7 +5,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from deas_vla.errors import DeasError
 from deas_vla.sim.journal import RUN, claim
@@ -23,7 +25,9 @@ class Launch:
     """
 
     def __init__(self) -> None:
-        self._state = PartialState(timeout=_PATIENCE)
+        # Unless told so, accelerate takes processes without a GPU for as many runs of their own.
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        self._state = PartialState(cpu=cpu, timeout=_PATIENCE)
         self.rank: int = self._state.process_index
         self.world: int = self._state.num_processes
         self.device = str(self._state.device)

@@ -126,11 +126,12 @@ def test_kill_9_loses_no_finished_episode_and_leaves_no_worker(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_two_processes_share_one_evaluation(tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]
-    flags = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    flags += ["--dynamo_backend", "no", str(SCRIPT)]
+    # accelerate's launcher starts one process on a CPU, whatever it is asked for.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     both, one = tmp_path / "both", tmp_path / "one"
-    subprocess.run([*launch, *flags, str(both), "Toy", "5", "1"], env=ENVIRONMENT, check=True)
+    command = [*launch, str(SCRIPT), str(both), "Toy", "5", "1"]
+    done = subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
+    assert "joining episodes.1.jsonl episodes.jsonl" in done.stdout
     subprocess.run([sys.executable, SCRIPT, one, "Toy", "5", "1"], env=ENVIRONMENT, check=True)
     assert (both / "episodes.jsonl").read_text() == (one / "episodes.jsonl").read_text()
     assert len(lines(both)) == 10 and not list(both.glob("episodes.*.jsonl"))

@@ -1,4 +1,4 @@
-"""The toy evaluation as a script: OUTPUT TASK EPISODES WORKERS; also under `accelerate launch`."""
+"""The toy evaluation as a script: OUTPUT TASK EPISODES WORKERS; also under torchrun."""
 
 import sys
 from pathlib import Path
@@ -21,6 +21,8 @@ def main(output: Path, task: str, episodes: int, workers: int) -> None:
         journal.run_missing(pool, trials, output, launch.rank, launch.world)
     launch.wait()
     if launch.rank == 0:
+        files = sorted(file.name for file in output.glob("episodes*.jsonl"))
+        print("joining", *files)
         journal.merge(output, trials)
 
 
