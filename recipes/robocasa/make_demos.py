@@ -20,6 +20,15 @@ from deas_vla.sim.robocasa_tasks import check_assets, resolve_tasks
 from deas_vla.sim.rollout import Episode, rollout
 
 
+@dataclass(frozen=True)
+class DemoKitchenConfig(KitchenConfig):
+    """The kitchens, with two small pictures: what one CPU can train on."""
+
+    split: str = "pretrain"
+    cameras: tuple[str, ...] = ("robot0_agentview_left", "robot0_eye_in_hand")
+    image_size: int = 64
+
+
 @dataclass
 class RecordConfig:
     """What to record.
@@ -39,14 +48,10 @@ class RecordConfig:
         default_factory=lambda: ["CloseElectricKettleLid", "CloseStandMixerHead"]
     )
     horizons: list[int] = field(default_factory=lambda: [90, 140])
-    episodes: int = 60
+    episodes: int = 50
     sloppiness: float = 0.5
     first_seed: int = 3_000_000
-    kitchen: KitchenConfig = field(
-        default_factory=lambda: KitchenConfig(
-            split="pretrain", cameras=("robot0_agentview_left", "robot0_eye_in_hand"), image_size=64
-        )
-    )
+    kitchen: DemoKitchenConfig = field(default_factory=DemoKitchenConfig)
     workers: int = 2
     output: Path = Path("outputs/kitchen_demos")
 
