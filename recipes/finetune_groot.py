@@ -17,6 +17,7 @@ from deas_vla.bundle import write_bundle
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
 from deas_vla.data.episodes import EpisodeTable, load_episodes, split_episodes
+from deas_vla.data.layout import open_dataset
 from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.provenance import provenance
@@ -126,6 +127,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
             "successful_episodes": int(table.episode_success.sum()),
             "trained_episode_digests": episode_digests(table, train),
             "held_out_episodes": table.episode_ids[held_out].tolist(),
+            "image_sizes": open_dataset(table.repo_id, table.root).image_sizes,
         },
     }
     if accelerator.is_main_process:

@@ -53,6 +53,16 @@ class DatasetLayout:
         features = self.info["features"]
         return tuple(k for k, v in features.items() if v["dtype"] in ("video", "image"))
 
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each camera's pictures, pixels."""
+        sizes = {}
+        for key in self.image_keys:
+            feature = self.info["features"][key]
+            first = 1 if "channel" in feature["names"][0] else 0  # (3, H, W) or (H, W, 3)
+            sizes[key] = tuple(feature["shape"][first : first + 2])
+        return sizes
+
     def is_video(self, image_key: str) -> bool:
         """Whether a camera is stored as video (else its frames are images in the parquet files)."""
         return bool(self.info["features"][image_key]["dtype"] == "video")

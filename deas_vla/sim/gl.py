@@ -2,11 +2,14 @@
 
 import ctypes.util
 import os
+import sys
+import traceback
 import warnings
 
 from deas_vla.errors import DeasError
 
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}  # in order of preference
+_OFFSCREEN = ("egl", "osmesa", "cgl", "wgl")  # what robosuite renders pictures with, by system
 
 
 def use_headless_gl() -> str:
@@ -14,11 +17,19 @@ def use_headless_gl() -> str:
 
     EGL comes first, because it runs on NVIDIA drivers and on Mesa's software rasteriser alike.
     OSMesa stands in where only it is installed; on a CPU it is about twice as fast.
+
+    Raises:
+        DeasError: The user set what cannot render without a window.
     """
     if "MUJOCO_GL" not in os.environ:
         found = [name for name, lib in _LIBRARIES.items() if ctypes.util.find_library(lib)]
         os.environ["MUJOCO_GL"] = found[0] if found else "egl"
     backend = os.environ["MUJOCO_GL"]
+    if backend.strip().lower() not in _OFFSCREEN:
+        raise DeasError(
+            f"MUJOCO_GL={backend} is no renderer for pictures: set it to one of "
+            f"{', '.join(_OFFSCREEN)}, or leave it unset"
+        )
     os.environ.setdefault("PYOPENGL_PLATFORM", backend)
     return backend
 
@@ -44,8 +55,21 @@ def check_gl() -> str:
             mujoco.MjrContext(world, mujoco.mjtFontScale.mjFONTSCALE_100.value).free()
             context.free()
     except Exception as error:  # every backend raises its own class, on import or later
-        raise DeasError(gl_failure(error)) from error
+        failure = gl_failure(error)
+        _forget(error)
+        raise DeasError(failure) from None
     return backend
+
+
+def _forget(error: BaseException | None) -> None:
+    """Free what an error's frames hold: MuJoCo's half-made contexts complain when they are."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+    finally:
+        sys.unraisablehook = hook
 
 
 def gl_failure(error: Exception) -> str:

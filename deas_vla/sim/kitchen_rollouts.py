@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deas_vla.errors import DeasError
-from deas_vla.sim.env import EnvSpec
+from deas_vla.sim.env import IMAGE_PREFIX, EnvSpec
 from deas_vla.sim.evaluation import paired_trials
 from deas_vla.sim.gl import check_gl
 from deas_vla.sim.robocasa_kitchen import (
@@ -13,6 +13,7 @@ from deas_vla.sim.robocasa_kitchen import (
     KitchenConfig,
     KitchenEnv,
     kitchen_spec,
+    known_cameras,
     scenes,
 )
 from deas_vla.sim.robocasa_tasks import check_assets, resolve_tasks
@@ -72,8 +73,9 @@ class KitchenRolloutConfig:
         split: RoboCasa's kitchens and objects: ``pretrain``, ``target`` or ``all``.
         layouts: Only these layouts of the split; all of them when empty.
         styles: Only these styles of the split; all of them when empty.
-        cameras: Cameras that the policy was trained with, by RoboCasa's names.
-        image_size: Height and width of the pictures, pixels; as in the training data.
+        cameras: Cameras by RoboCasa's names; those of the bundle when empty, all three without one.
+        image_size: Height and width of the pictures, pixels; as in the bundle's training data when
+            0, 256 without a bundle.
         horizon: Steps until truncation; RoboCasa's own for each task when 0.
         workers: Simulator processes, of each process of `accelerate launch`.
         batch_size: Observations per policy call; 1 on a CPU and 8 on a GPU when 0.
@@ -91,8 +93,8 @@ class KitchenRolloutConfig:
     split: str = "target"
     layouts: list[int] = field(default_factory=list)
     styles: list[int] = field(default_factory=list)
-    cameras: list[str] = field(default_factory=lambda: list(KitchenConfig().cameras))
-    image_size: int = 256
+    cameras: list[str] = field(default_factory=list)
+    image_size: int = 0
     horizon: int = 0
     workers: int = 2
     batch_size: int = 0
@@ -104,8 +106,8 @@ class KitchenRolloutConfig:
             split=self.split,
             layouts=tuple(self.layouts),
             styles=tuple(self.styles),
-            cameras=tuple(self.cameras),
-            image_size=self.image_size,
+            cameras=tuple(self.cameras) or KitchenConfig.cameras,
+            image_size=self.image_size or KitchenConfig.image_size,
             horizon=self.horizon,
         )
 
@@ -115,16 +117,37 @@ class KitchenRolloutConfig:
     def check(self) -> list[EnvSpec]:
         """The tasks, after whatever can be found wrong without starting a simulator.
 
+        What the bundle says about cameras stands in ``cameras`` and ``image_size`` afterwards.
+
         Raises:
-            DeasError: An unknown task, a split without kitchens, missing assets, or a renderer
-                that does not start.
+            DeasError: An unknown task, a split without kitchens, missing assets, a renderer that
+                does not start, or no bundle.
         """
+        if self.bundle is not None:
+            self._look_as_trained(self.bundle)
         tasks = resolve_tasks(self.tasks)
         for task in tasks:
             scenes(self.kitchen(task))
         check_assets(tasks, KitchenConfig().object_registries)
         check_gl()
         return [kitchen_spec(self.kitchen(task)) for task in tasks]
+
+    def _look_as_trained(self, bundle: Path) -> None:
+        """Take cameras and image size from the bundle's training data, unless the flags say."""
+        from deas_vla.bundle import read_manifest
+
+        found = read_manifest(bundle)["data"].get("image_sizes", {})
+        sizes = {key.removeprefix(IMAGE_PREFIX): tuple(size) for key, size in found.items()}
+        if not set(sizes) <= set(known_cameras()):
+            return  # of another robot; which dimensions differ is said once the policy is there
+        self.cameras = self.cameras or list(sizes)
+        if self.image_size == 0 and sizes:
+            if len({*sizes.values(), *(size[::-1] for size in sizes.values())}) > 1:
+                raise DeasError(
+                    f"bundle {bundle} was trained on pictures of {sizes} pixels, kitchens have one "
+                    "size, and square: choose it with --image_size"
+                )
+            ((self.image_size, _),) = set(sizes.values())
 
     def trials(self, specs: list[EnvSpec], *, has_critic: bool) -> list[Trial]:
         """All episodes that the flags ask for.

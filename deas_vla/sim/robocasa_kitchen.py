@@ -77,10 +77,10 @@ def kitchen_spec(config: KitchenConfig) -> EnvSpec:
         DeasError: An unknown task or camera.
     """
     (task,) = resolve_tasks([config.task])
-    known = robocasa_module("robocasa.utils.camera_utils").CAM_CONFIGS["DEFAULT"]
+    known = known_cameras()
     for camera in config.cameras:
         if camera not in known:
-            raise DeasError(f"camera '{camera}' is unknown to RoboCasa: use some of {list(known)}")
+            raise DeasError(f"camera '{camera}' is unknown to RoboCasa: use some of {known}")
     size = (config.image_size, config.image_size)
     return EnvSpec(
         name=task,
@@ -92,6 +92,11 @@ def kitchen_spec(config: KitchenConfig) -> EnvSpec:
         horizon=config.horizon or task_horizon(task),
         embodiment=EMBODIMENT,
     )
+
+
+def known_cameras() -> list[str]:
+    """Names of all cameras that RoboCasa's kitchens have."""
+    return list(robocasa_module("robocasa.utils.camera_utils").CAM_CONFIGS["DEFAULT"])
 
 
 def scenes(config: KitchenConfig) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import pytest
 from data_cases import IMAGE_KEYS, LENGTHS, OUTCOMES, make_episode, make_recorder
 
 from deas_vla.data.episodes import load_episodes
+from deas_vla.data.layout import open_dataset
 from deas_vla.errors import DeasError
 
 
@@ -30,6 +31,17 @@ def test_table_holds_what_was_recorded(recorded, episodes):
         np.testing.assert_array_equal(table.truncated[frames], episode.truncated)
         np.testing.assert_array_equal(table.done[frames], episode.terminated | episode.truncated)
         assert table.task(row) == episode.task
+
+
+def test_picture_sizes_are_height_and_width_in_any_order_of_axes(recorded):
+    layout = open_dataset("test/recorded", recorded)
+    sizes = layout.image_sizes
+    assert list(sizes) == list(IMAGE_KEYS)
+    for key, (height, width) in sizes.items():
+        feature = layout.info["features"][key]
+        assert feature["shape"] == [height, width, 3]
+        feature |= {"shape": [3, height, width], "names": ["channels", "height", "width"]}
+    assert layout.image_sizes == sizes
 
 
 def test_lerobot_reads_it(recorded, episodes):

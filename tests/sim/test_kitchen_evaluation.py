@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from deas_vla.sim.agents import check_embodiment
 from deas_vla.sim.env import EnvSpec
 from deas_vla.sim.kitchen_rollouts import KitchenRolloutConfig
 from deas_vla.sim.planning import Look
+from deas_vla.sim.robocasa_kitchen import KitchenConfig
 from deas_vla.sim.rollout import Episode, Plan
 from deas_vla.sim.workers import Job, SimulatorPool, Trial, every_step
 
@@ -116,3 +118,32 @@ def test_several_candidates_need_a_critic() -> None:
     config.candidates = None
     assert {t.candidates for t in config.trials([env], has_critic=False)} == {1}
     assert {t.candidates for t in config.trials([env], has_critic=True)} == {1, 16}
+
+
+def bundle_of(sizes: dict[str, tuple[int, int]], directory: Path) -> Path:
+    """As much of a bundle as says what its training data looked like."""
+    data = {"image_sizes": {f"observation.images.{name}": size for name, size in sizes.items()}}
+    manifest = {"format_version": 1, "files": {}, "data": data}
+    (directory / "bundle.json").write_text(json.dumps(manifest))
+    return directory
+
+
+def test_the_kitchen_is_looked_at_as_in_the_bundles_training_data(tmp_path: Path) -> None:
+    cameras = ("robot0_eye_in_hand", "robot0_agentview_left")
+    bundle = bundle_of(dict.fromkeys(cameras, (96, 96)), tmp_path)
+    config = KitchenRolloutConfig(bundle=bundle)
+    config._look_as_trained(bundle)
+    assert (config.kitchen("X").cameras, config.kitchen("X").image_size) == (cameras, 96)
+    config = KitchenRolloutConfig(bundle=bundle, cameras=["robot0_frontview"], image_size=32)
+    config._look_as_trained(bundle)
+    assert config.kitchen("X").cameras == ("robot0_frontview",)
+    assert config.kitchen("X").image_size == 32
+    usual = KitchenRolloutConfig().kitchen("X")
+    assert (usual.cameras, usual.image_size) == (KitchenConfig().cameras, 256)
+
+
+def test_pictures_that_no_kitchen_makes_are_refused(tmp_path: Path) -> None:
+    sizes = {"robot0_agentview_left": (96, 96), "robot0_eye_in_hand": (96, 128)}
+    config = KitchenRolloutConfig(bundle=bundle_of(sizes, tmp_path))
+    with pytest.raises(DeasError, match="choose it with --image_size"):
+        config.check()
