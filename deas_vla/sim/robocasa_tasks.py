@@ -6,6 +6,7 @@ Importing this module is light; robocasa itself (3 s) is imported on the first c
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -37,6 +38,10 @@ _REGISTRY_DOWNLOADS = {
 }
 # Folders that every download of `fixtures_lw` has and the installed package lacks: it ships
 # cabinets, handles, counters and accessories alone.
+_NOT_INSTALLED = (
+    "RoboCasa cannot be imported (no module '{}'): install it with "
+    "`pip install 'deas_vla[robocasa]'`"
+)
 _DOWNLOADED_FIXTURES = ("fridges", "microwaves", "sinks", "stoves")
 
 
@@ -55,10 +60,7 @@ def robocasa_module(name: str = "robocasa") -> Any:
             importlib.import_module("robocasa")
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise DeasError(
-            f"RoboCasa cannot be imported (no module '{error.name}'): install it with "
-            "`pip install 'deas_vla[robocasa]'`"
-        ) from error
+        raise DeasError(_NOT_INSTALLED.format(error.name)) from error
 
 
 def resolve_tasks(names: Sequence[str]) -> list[str]:
@@ -141,8 +143,17 @@ def check_assets(
 
 
 def assets_root() -> Path:
-    """Where the installed RoboCasa looks for its assets."""
-    return Path(robocasa_module("robocasa.models").assets_root)
+    """Where the installed RoboCasa looks for its assets; found without importing it.
+
+    On import RoboCasa lists the objects that are there: what comes later is not seen.
+
+    Raises:
+        DeasError: RoboCasa is not installed.
+    """
+    spec = importlib.util.find_spec("robocasa")
+    if spec is None or spec.origin is None:
+        raise DeasError(_NOT_INSTALLED.format("robocasa"))
+    return Path(spec.origin).parent / "models" / "assets"
 
 
 def _horizons() -> dict[str, int]:

@@ -157,9 +157,10 @@ class SimulatorPool:
         queue = deque(jobs)
         failures: Counter[tuple[Trial, type]] = Counter()
         while self._assign(queue):
-            connections = [worker.connection for worker in self._workers]
-            for ready in wait(connections, self._time_left()):
-                worker = self._workers[connections.index(ready)]  # type: ignore[arg-type]
+            # By connection: the dead leave the list of workers while it is gone through.
+            workers = {worker.connection: worker for worker in self._workers}
+            for ready in wait(list(workers), self._time_left()):
+                worker = workers[ready]  # type: ignore[index]
                 job = worker.job
                 message = self._receive(worker)
                 if isinstance(message, Finished):

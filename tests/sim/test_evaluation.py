@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +112,20 @@ def test_a_simulator_that_raises_once_gets_a_second_chance(
     assert (tmp_path / "BreaksOnce").exists()
 
 
+@pytest.mark.parametrize(("workers", "pause"), [(2, 0.0), (4, 0.1)])  # alone; others speak, too
 def test_a_killed_worker_is_replaced_and_its_episode_run_again(
-    tmp_path: Path, undisturbed: list[Outcome]
+    tmp_path: Path,
+    undisturbed: list[Outcome],
+    workers: int,
+    pause: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert anywhere(outcomes(tmp_path, "DiesOnce", workers=2)) == anywhere(undisturbed)
+    def late(connections: list[Connection], timeout: float | None) -> list[object]:
+        time.sleep(pause)
+        return wait(connections, timeout)
+
+    monkeypatch.setattr("deas_vla.sim.workers.wait", late)
+    assert anywhere(outcomes(tmp_path, "DiesOnce", workers=workers)) == anywhere(undisturbed)
     assert (tmp_path / "DiesOnce").exists()
 
 
