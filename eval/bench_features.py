@@ -170,7 +170,7 @@ class Frames:
         self.begin = whole.episode_start[first] + starts  # dataset row of each round's first frame
         self.sequential: dict[str, NDArray[np.uint8]] = {}
         self.indexed: dict[str, NDArray[np.uint8]] = {}
-        self.pooled: list[NDArray[np.float16]] = []
+        self.pooled: dict[str, NDArray[np.float16]] = {}
 
     def decode(self, turn: int) -> None:
         table = self.tables[turn]
@@ -202,7 +202,7 @@ class Frames:
                 self.accelerator,
                 keep_tokens=False,
             )
-            self.pooled = [np.array(encodings.pooled)]
+            self.pooled[STAGE] = np.array(encodings.pooled)
 
     def indexed_stage(self, turn: int) -> None:
         items, size = self.items(turn), self.config.features.batch_size
@@ -216,14 +216,14 @@ class Frames:
             batch["task"] = [item["task"] for item in part]
             encoding = self.vla.encode(batch)
             pooled.append(pool_encoding(self.vla, encoding, self.config.features.pooling).cpu())
-        self.pooled.append(torch.cat(pooled).numpy().astype(np.float16))
+        self.pooled[INDEXED_STAGE] = torch.cat(pooled).numpy().astype(np.float16)
 
     def check(self) -> None:
         """DeasError unless both ways saw the same pictures and made the same features."""
         for key, pictures in self.sequential.items():
             if not np.array_equal(pictures, self.indexed[key]):
                 raise DeasError(f"camera {key}: the two ways decoded different pictures")
-        one, other = self.pooled[0].astype(np.float32), self.pooled[1].astype(np.float32)
+        one, other = (self.pooled[way].astype(np.float32) for way in (STAGE, INDEXED_STAGE))
         if not np.allclose(one, other, rtol=1e-2, atol=1e-2 * float(np.abs(one).max())):
             raise DeasError("the two ways made different features of the same pictures")
 
