@@ -38,19 +38,12 @@ class CollectConfig(KitchenRolloutConfig):
 def main(config: CollectConfig) -> None:
     specs = config.check()
 
-    from deas_vla.bundle import open_policy
-    from deas_vla.sim.agents import PolicyPlanner, check_embodiment
+    from deas_vla.sim.agents import PolicyPlanner
     from deas_vla.sim.launch import Launch
 
     launch = Launch()
-    steps = config.n_action_steps or None
-    vla = config.policy.vla(specs[0])
-    policy = open_policy(config.bundle, vla, n_action_steps=steps, device=launch.device)
-    source = f"bundle {config.bundle}" if config.bundle else f"checkpoint {config.policy.path}"
-    for spec in specs:
-        check_embodiment(policy.vla.spec, spec, source)
+    policy = config.open_policy(specs, launch.device)
     trials = config.trials(specs, has_critic=policy.critic is not None)
-    policy.config.temperature = config.temperature
     planner = PolicyPlanner(policy, config.batch_size or None)
     output = make_output_dir(config.output_dir)
     identity = journal.identity(policy, config.kitchen(specs[0].name))

@@ -20,6 +20,7 @@ from deas_vla.sim.robocasa_tasks import check_assets, resolve_tasks
 from deas_vla.sim.workers import Trial
 
 if TYPE_CHECKING:  # simulator processes import this file, and torch takes long
+    from deas_vla.guidance.guided import ValueGuidedPolicy
     from deas_vla.policies.config import VLAConfig
 
 
@@ -148,6 +149,28 @@ class KitchenRolloutConfig:
                     "size, and square: choose it with --image_size"
                 )
             ((self.image_size, _),) = set(sizes.values())
+
+    def open_policy(self, specs: list[EnvSpec], device: str) -> "ValueGuidedPolicy":
+        """The policy that the flags name, as they want it run.
+
+        Args:
+            specs: The tasks, from `check`.
+            device: Where it runs.
+
+        Raises:
+            DeasError: It cannot be loaded, or is of another robot than ``specs``.
+        """
+        from deas_vla.bundle import open_policy
+        from deas_vla.sim.agents import check_embodiment
+
+        steps = self.n_action_steps or None
+        vla = self.policy.vla(specs[0])
+        policy = open_policy(self.bundle, vla, n_action_steps=steps, device=device)
+        source = f"bundle {self.bundle}" if self.bundle else f"checkpoint {self.policy.path}"
+        for spec in specs:
+            check_embodiment(policy.vla.spec, spec, source)
+        policy.config.temperature = self.temperature
+        return policy
 
     def trials(self, specs: list[EnvSpec], *, has_critic: bool) -> list[Trial]:
         """All episodes that the flags ask for.
