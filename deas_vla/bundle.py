@@ -6,7 +6,6 @@ last, ``bundle.json``: provenance and the SHA-256 of every other file, by which 
 bundle is told from a whole one.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
 
+from deas_vla.digests import file_digest
 from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
 from deas_vla.policies.config import VLAConfig, load_vla
@@ -85,7 +85,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         )
     for name, digest in manifest["files"].items():
         path = directory / name
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or file_digest(path) != digest:
             state = "altered" if path.is_file() else "missing"
             raise DeasError(
                 f"bundle {directory} is half-written: {name} is {state}; run the recipe again"
@@ -160,12 +160,7 @@ def _replace(new: Path, place: Path) -> None:
 
 def _digests(directory: Path) -> dict[str, str]:
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}
 
 
 def _model_card(policy: ValueGuidedPolicy, provenance: dict[str, Any]) -> str:

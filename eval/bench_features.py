@@ -23,14 +23,15 @@ from deas_vla.cli import make_output_dir, run
 from deas_vla.data.episodes import EpisodeTable, load_episodes
 from deas_vla.data.frames import iter_episode_frames
 from deas_vla.errors import DeasError
+from deas_vla.evaluation.results.pages import html_picture, html_table, write_page
+from deas_vla.evaluation.timing import Arm, interleave, text_lines, timing_cells, timing_row
+from deas_vla.files import write_json
 from deas_vla.guidance.guided import pool_encoding
 from deas_vla.policies.config import VLAConfig, load_vla
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.provenance import provenance
-from deas_vla.sim.results import html_picture, html_table, write_json, write_page
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.features import dataset_statistics, extract_features
-from deas_vla.training.timing import Arm, interleave, text_lines, timing_cells, timing_row
 
 SEQUENTIAL, INDEXED = "sequential decode", "LeRobotDataset, frame by frame"
 STAGE, INDEXED_STAGE = "features stage", "the same stage on LeRobotDataset"

@@ -7,32 +7,28 @@ planning steps and at every step. The stand-in for a policy draws each chunk fro
 shown, so one differing pixel would send the two runs apart: actions and outcomes are compared.
 """
 
-import sys
+import hashlib
+import multiprocessing
+import time
+import zlib
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-# eval/robocasa.py beside this file must not stand in the way of the package robocasa.
-sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
+import numpy as np
+from tqdm import tqdm
 
-import hashlib  # noqa: E402
-import multiprocessing  # noqa: E402
-import time  # noqa: E402
-import zlib  # noqa: E402
-from dataclasses import asdict, dataclass  # noqa: E402
-from functools import partial  # noqa: E402
-from typing import Any  # noqa: E402
-
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from deas_vla.cli import make_output_dir, run  # noqa: E402
-from deas_vla.errors import DeasError  # noqa: E402
-from deas_vla.provenance import provenance  # noqa: E402
-from deas_vla.sim.env import SimEnv  # noqa: E402
-from deas_vla.sim.gl import check_gl  # noqa: E402
-from deas_vla.sim.results import html_table, write_json, write_page  # noqa: E402
-from deas_vla.sim.robocasa_kitchen import KitchenConfig, KitchenEnv  # noqa: E402
-from deas_vla.sim.robocasa_tasks import check_assets, resolve_tasks  # noqa: E402
-from deas_vla.sim.rollout import Plan, rollout  # noqa: E402
+from deas_vla.cli import make_output_dir, run
+from deas_vla.envs.env import SimEnv
+from deas_vla.envs.gl import check_gl
+from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv
+from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks
+from deas_vla.envs.rollout import Plan, rollout
+from deas_vla.errors import DeasError
+from deas_vla.evaluation.results.pages import html_table, write_page
+from deas_vla.files import write_json
+from deas_vla.provenance import provenance
 
 PLANNED, EACH = "render at planning steps", "render at each step"
 

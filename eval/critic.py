@@ -24,15 +24,36 @@ from deas_vla.data.episodes import EpisodeTable, check_dimensions, load_episodes
 from deas_vla.data.frames import iter_episode_frames
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
+from deas_vla.evaluation.offline import figures as offline_figures
+from deas_vla.evaluation.offline import metrics
+from deas_vla.evaluation.offline.episodes import (
+    check_same_critic,
+    check_statistics,
+    held_out_episodes,
+)
+from deas_vla.evaluation.offline.intervals import Estimate, mean_over
+from deas_vla.evaluation.offline.metrics import Calibration
+from deas_vla.evaluation.offline.ranking import (
+    Rivals,
+    chunks_of_other_episodes,
+    noised_chunks,
+    time_shifted_chunks,
+    win_rate,
+)
+from deas_vla.evaluation.offline.scoring import (
+    FrameCritic,
+    ScoredChunks,
+    score_dataset_chunks,
+    values_along,
+)
+from deas_vla.evaluation.results.pages import html_picture, html_table, write_page
+from deas_vla.files import write_json
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.provenance import provenance
-from deas_vla.sim.results import html_picture, html_table, write_json, write_page
-from deas_vla.training import offline, offline_figures
 from deas_vla.training.candidates import sample_candidates
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.features import Encodings, extract_features
-from deas_vla.training.offline import Calibration, Estimate, FrameCritic, Rivals, ScoredChunks
 
 FRACTIONS = np.linspace(0, 1, 11, dtype=np.float64)
 HEADLINES = {
@@ -108,7 +129,7 @@ def main(config: CriticEvalConfig) -> None:
     config.check()
     manifest = read_manifest(config.bundle)
     table = load_dataset(config.dataset, manifest)
-    episodes = offline.held_out_episodes(manifest, table, config.episodes)
+    episodes = held_out_episodes(manifest, table, config.episodes)
     output = make_output_dir(config.output_dir or config.bundle / "eval_critic")
     accelerator = Accelerator()
     policy = open_bundle(config.bundle, device=str(accelerator.device))
@@ -124,13 +145,13 @@ def main(config: CriticEvalConfig) -> None:
     )
     critic = FrameCritic(learned, table, encodings.pooled)
     reward = RewardConfig(**manifest["config"]["critic"]["reward"])
-    chunks = offline.score_dataset_chunks(critic, table, episodes, reward)
+    chunks = score_dataset_chunks(critic, table, episodes, reward)
     success = table.episode_success[episodes]
-    values = offline.values_along(critic, table, episodes, FRACTIONS)
+    values = values_along(critic, table, episodes, FRACTIONS)
 
     generator = np.random.default_rng(config.seed)
     calibrations = calibrate(chunks, generator, config.resamples)
-    curve = offline.separation(values, success, generator, config.resamples)
+    curve = metrics.separation(values, success, generator, config.resamples)
     rivals = make_rivals(config, policy.vla, encodings, table, chunks, learned, generator)
     ranking = rank(critic, chunks, rivals, generator, config.resamples)
 
@@ -186,10 +207,10 @@ def fitting_critic(
         )
     spec = policy.vla.spec
     check_dimensions(table, spec.state_dim, spec.action_dim, spec.image_keys)
-    offline.check_same_critic(manifest, policy.critic.config)
+    check_same_critic(manifest, policy.critic.config)
     if manifest["data"]["fingerprint"] == table.fingerprint:
         held_out = np.isin(table.episode_ids, manifest["data"]["held_out_episodes"])
-        offline.check_statistics(policy.critic.normalizer, table, np.flatnonzero(~held_out))
+        check_statistics(policy.critic.normalizer, table, np.flatnonzero(~held_out))
     return policy.critic
 
 
@@ -199,7 +220,7 @@ def calibrate(
     """Calibration on all chunks, and on those whose return was observed to the end."""
     groups = {"": np.ones(len(chunks), dtype=bool), ".successes": chunks.terminated}
     return {
-        suffix: offline.calibration(
+        suffix: metrics.calibration(
             chunks.q[rows], chunks.returns[rows], chunks.episode[rows], generator, resamples
         )
         for suffix, rows in groups.items()
@@ -218,12 +239,12 @@ def make_rivals(
 ) -> dict[str, Rivals]:
     """What the dataset's chunks have to be ranked above."""
     rivals = {
-        "another episode": offline.chunks_of_other_episodes(chunks, generator),
-        "time-shifted": offline.time_shifted_chunks(chunks),
+        "another episode": chunks_of_other_episodes(chunks, generator),
+        "time-shifted": time_shifted_chunks(chunks),
     }
     scale = critic.normalizer.action_std.cpu().numpy()
     for level in config.noise_levels:
-        rivals[f"noise {level:g}"] = offline.noised_chunks(chunks, level, scale, generator)
+        rivals[f"noise {level:g}"] = noised_chunks(chunks, level, scale, generator)
     if config.policy_samples > 0:
         asked = generator.permutation(len(chunks))[: config.policy_frames]
         sampled = sample_candidates(
@@ -256,9 +277,9 @@ def rank(
     }
     ranking: dict[str, dict[str, Estimate]] = {}
     for name, against in rivals.items():
-        won = offline.win_rate(critic, chunks, against)
+        won = win_rate(critic, chunks, against)
         ranking[name] = {
-            group: offline.mean_over(won[mask], chunks.episode[mask], generator, resamples)
+            group: mean_over(won[mask], chunks.episode[mask], generator, resamples)
             for group, mask in groups.items()
         }
     return ranking

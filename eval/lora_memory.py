@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from deas_vla.cli import make_output_dir, run
+from deas_vla.evaluation.results.pages import html_table, write_page
+from deas_vla.files import write_json
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLASpec
 from deas_vla.provenance import provenance
-from deas_vla.sim.results import html_table, write_json, write_page
 from deas_vla.training.config import PolicyConfig
 from deas_vla.training.policy import FlowMatching, add_lora
 

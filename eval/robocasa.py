@@ -7,20 +7,16 @@ The same command goes on where an earlier one stopped; `accelerate launch eval/r
 the episodes among processes and machines.
 """
 
-import sys
-from pathlib import Path
+import time
+from dataclasses import dataclass
 
-# This file must not stand in the way of the package it is named after.
-sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
-
-import time  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-
-from deas_vla.cli import make_output_dir, run  # noqa: E402
-from deas_vla.sim import journal, results  # noqa: E402
-from deas_vla.sim.kitchen_rollouts import KitchenRolloutConfig  # noqa: E402
-from deas_vla.sim.video import film  # noqa: E402
-from deas_vla.sim.workers import SimulatorPool  # noqa: E402
+from deas_vla.cli import make_output_dir, run
+from deas_vla.evaluation.engine import journal
+from deas_vla.evaluation.engine.workers import SimulatorPool
+from deas_vla.evaluation.kitchens import KitchenRolloutConfig
+from deas_vla.evaluation.results.films import film
+from deas_vla.evaluation.results.report import write_all
+from deas_vla.evaluation.results.tables import text_table
 
 # Every simulator process imports this file: what needs LeRobot (12 s) is imported in main().
 
@@ -41,8 +37,8 @@ def main(config: EvalConfig) -> None:
     started = time.time()
     specs = config.check()
 
-    from deas_vla.sim.agents import PolicyPlanner
-    from deas_vla.sim.launch import Launch
+    from deas_vla.evaluation.engine.agents import PolicyPlanner
+    from deas_vla.evaluation.engine.launch import Launch
 
     launch = Launch()
     policy = config.open_policy(specs, launch.device)
@@ -59,10 +55,10 @@ def main(config: EvalConfig) -> None:
             return
         outcomes = journal.merge(output, trials)
         films = film(pool, outcomes, output / "videos", config.videos)
-    record = results.write_all(
+    record = write_all(
         "Best-of-N in RoboCasa's kitchens", config, identity, outcomes, films, output, started
     )
-    print(results.text_table(record["rows"]))
+    print(text_table(record["rows"]))
     print(f"results in {output}")
 
 

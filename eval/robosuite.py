@@ -3,22 +3,19 @@
 python eval/robosuite.py --bundle outputs/quickstart --candidates='[1,16]' --episodes=100 --seed=0
 """
 
-import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-# This file must not stand in the way of the package it is named after.
-sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
-
-import time  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
-
-from deas_vla.cli import make_output_dir, run  # noqa: E402
-from deas_vla.sim import journal, results  # noqa: E402
-from deas_vla.sim.evaluation import paired_trials  # noqa: E402
-from deas_vla.sim.gl import check_gl  # noqa: E402
-from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv, lift_spec  # noqa: E402
-from deas_vla.sim.video import film  # noqa: E402
-from deas_vla.sim.workers import SimulatorPool  # noqa: E402
+from deas_vla.cli import make_output_dir, run
+from deas_vla.envs.gl import check_gl
+from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv, lift_spec
+from deas_vla.evaluation.engine import journal
+from deas_vla.evaluation.engine.trials import paired_trials
+from deas_vla.evaluation.engine.workers import SimulatorPool
+from deas_vla.evaluation.results.films import film
+from deas_vla.evaluation.results.report import write_all
+from deas_vla.evaluation.results.tables import text_table
 
 # Every simulator process imports this file: what needs LeRobot (12 s) is imported in main().
 
@@ -57,8 +54,8 @@ def make_env(task: str) -> LiftEnv:
 
 def main(config: EvalConfig) -> None:
     from deas_vla.bundle import open_bundle
-    from deas_vla.sim.agents import PolicyPlanner, check_embodiment
-    from deas_vla.sim.launch import Launch
+    from deas_vla.evaluation.engine.agents import PolicyPlanner, check_embodiment
+    from deas_vla.evaluation.engine.launch import Launch
 
     started = time.time()
     launch = Launch()
@@ -83,10 +80,8 @@ def main(config: EvalConfig) -> None:
             return
         outcomes = journal.merge(output, trials)
         films = film(pool, outcomes, output / "videos", int(config.video))
-    record = results.write_all(
-        "Best-of-N on Lift", config, identity, outcomes, films, output, started
-    )
-    print(results.text_table(record["rows"]))
+    record = write_all("Best-of-N on Lift", config, identity, outcomes, films, output, started)
+    print(text_table(record["rows"]))
     print(f"results in {output}")
 
 

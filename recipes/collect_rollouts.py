@@ -12,10 +12,10 @@ python -m deas_vla.data.merge --demos='[DEMOS]' --rollouts='[ROLLOUTS/dataset]' 
 from dataclasses import dataclass, field
 
 from deas_vla.cli import make_output_dir, run
-from deas_vla.sim import journal
-from deas_vla.sim.kitchen_rollouts import KitchenRolloutConfig
-from deas_vla.sim.recording import STAGED, Stage, assemble, recover
-from deas_vla.sim.workers import SimulatorPool, every_step
+from deas_vla.evaluation.engine import journal
+from deas_vla.evaluation.engine.workers import SimulatorPool, every_step
+from deas_vla.evaluation.kitchens import KitchenRolloutConfig
+from deas_vla.evaluation.recording import STAGED, Stage, assemble, recover
 
 # Every simulator process imports this file: what needs LeRobot's policies is imported in main().
 
@@ -38,8 +38,8 @@ class CollectConfig(KitchenRolloutConfig):
 def main(config: CollectConfig) -> None:
     specs = config.check()
 
-    from deas_vla.sim.agents import PolicyPlanner
-    from deas_vla.sim.launch import Launch
+    from deas_vla.evaluation.engine.agents import PolicyPlanner
+    from deas_vla.evaluation.engine.launch import Launch
 
     launch = Launch()
     policy = config.open_policy(specs, launch.device)

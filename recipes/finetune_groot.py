@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from deas_vla.bundle import write_bundle
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
-from deas_vla.data.episodes import EpisodeTable, load_episodes, split_episodes
+from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes, split_episodes
 from deas_vla.data.layout import open_dataset
 from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
@@ -27,7 +27,6 @@ from deas_vla.training.config import FinetuneConfig
 from deas_vla.training.critic import train_critic
 from deas_vla.training.critic_data import check_critic_data
 from deas_vla.training.features import check_statistics, dataset_statistics, extract_features
-from deas_vla.training.offline import episode_digests
 from deas_vla.training.policy import finetune_policy, restore_policy
 from deas_vla.training.preemption import Preemption
 from deas_vla.training.run import Run

@@ -10,10 +10,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deas_vla.cli import run
-from deas_vla.sim.experts import LiftExpert, LiftExpertConfig
-from deas_vla.sim.recording import episode_recorder, record_episode
-from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv, lift_spec
-from deas_vla.sim.rollout import Episode, rollout
+from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv, lift_spec
+from deas_vla.envs.robosuite.lift_expert import LiftExpert, LiftExpertConfig
+from deas_vla.envs.rollout import Episode, rollout
+from deas_vla.evaluation.recording import episode_recorder, record_episode
 
 
 @dataclass

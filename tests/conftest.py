@@ -1,6 +1,7 @@
 """Fixtures and settings of the whole suite: offline, headless, slow tests last."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,62 @@ def shared_dir(repo_root: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"no sample data: {path} is not there")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unpacked_kit(repo_root: Path) -> None:
+    """Before any test: RoboCasa lists its objects when it is first imported, and never again."""
+    from kitchen_cases import unpack_missing
+
+    from deas_vla.envs.robocasa.tasks import assets_root
+
+    root = assets_root()
+    half_unpacked = root / ".kit_unpacking"
+    kit = kit_beside(repo_root)
+    if kit.is_file() and (half_unpacked.exists() or not _complete()):
+        assert "robocasa" not in sys.modules
+        half_unpacked.touch()
+        unpack_missing(kit, root)
+        half_unpacked.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def kitchen_assets(repo_root: Path) -> Path:
+    """The assets' directory, if kitchens can be built from it."""
+    if not _complete():
+        kit = kit_beside(repo_root)
+        pytest.skip(f"RoboCasa's assets are not downloaded, and there is no kit at {kit}")
+    from deas_vla.envs.robocasa.tasks import assets_root
+
+    return assets_root()
+
+
+def kit_beside(repo_root: Path) -> Path:
+    return repo_root.parent / "shared" / "robocasa_kit" / "assets.tar.xz"
+
+
+def _complete() -> bool:
+    from deas_vla.envs.robocasa.tasks import check_assets
+    from deas_vla.errors import DeasError
+
+    try:
+        check_assets(["tests"])
+    except DeasError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six short episodes, three of them successful."""
+    from recipe_cases import record
+
+    return record(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of all stages over it leaves."""
+    from recipe_cases import recipe
+
+    return recipe(tiny_dataset, tmp_path_factory.mktemp("run") / "bundle", "--tracker=tensorboard")

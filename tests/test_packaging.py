@@ -21,20 +21,24 @@ CODE = ("deas_vla", "recipes", "eval")
 # docs/architecture.md in one table: a part imports its own layer and those below it.
 LAYERS = {
     "errors": 0,
+    "files": 0,
+    "digests": 0,
     "critic": 1,
+    "cli": 1,
+    "provenance": 1,
     "data": 2,
-    "guidance": 2,
     "policies": 2,
-    "cli": 2,
-    "provenance": 2,
-    "bundle": 3,
-    "sim": 3,
-    "training": 3,
+    "guidance": 3,
+    "envs": 4,
+    "bundle": 4,
+    "evaluation": 5,
+    "training": 5,
+    "serving": 5,
 }
 # The critic reads like the paper: tensors, and nothing that knows a robot, a dataset or a VLA.
 CRITIC_MAY_IMPORT = {"numpy", "safetensors", "torch"}
 # Where optional simulators may be imported; everything else needs the required packages alone.
-OPTIONAL_IN = ("deas_vla/sim/", "recipes/", "eval/")
+OPTIONAL_IN = ("deas_vla/envs/", "recipes/", "eval/")
 
 
 distributions_of_imports = cache(packages_distributions)

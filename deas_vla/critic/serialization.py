@@ -6,7 +6,6 @@ put together from two critics, is refused. No pickle anywhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -23,6 +22,7 @@ from deas_vla.critic.base import Critic
 from deas_vla.critic.config import CriticConfig
 from deas_vla.critic.normalization import Statistics
 from deas_vla.critic.registry import make_critic
+from deas_vla.digests import file_digest
 from deas_vla.errors import DeasError
 
 FORMAT_VERSION = 1
@@ -87,7 +87,9 @@ def _write(critic: Critic, directory: Path) -> None:
     header = {
         "format_version": FORMAT_VERSION,
         "config": replace(critic.config, inference=critic.inference).to_dict(),
-        "sha256": {name: _sha256(directory / name) for name in (MODEL_FILE, NORMALIZATION_FILE)},
+        "sha256": {
+            name: file_digest(directory / name) for name in (MODEL_FILE, NORMALIZATION_FILE)
+        },
     }
     (directory / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
@@ -152,10 +154,5 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _check_digest(path: Path, digest: str) -> None:
     if not path.is_file():
         raise DeasError(f"{path}: missing; the critic is half-written, save it again")
-    if _sha256(path) != digest:
+    if file_digest(path) != digest:
         raise DeasError(f"{path}: not the file that {CONFIG_FILE} was saved with; save it again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -317,3 +317,19 @@ def _fingerprint(layout: DatasetLayout, episodes: Sequence[int] | None) -> str:
     if episodes is None:
         return content
     return hashlib.sha256(f"{content}:{list(episodes)}".encode()).hexdigest()
+
+
+def episode_digests(table: EpisodeTable, episodes: NDArray[np.int64]) -> list[str]:
+    """What tells an episode from all others, wherever it is copied to: one short hash for each.
+
+    Over states, actions and success flags, so that neither a new name, nor a new number, nor newly
+    encoded videos hide an episode that was trained on. For ``bundle.json``.
+    """
+    digests = []
+    for episode in episodes:
+        frames = table.frames(int(episode))
+        digest = hashlib.sha256()
+        for column in (table.state, table.action, table.success):
+            digest.update(np.ascontiguousarray(column[frames]))
+        digests.append(digest.hexdigest()[:16])
+    return digests

@@ -8,9 +8,9 @@ under a name that is read.
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deas_vla.errors import DeasError
+from deas_vla.files import written_beside
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
 
@@ -255,30 +256,17 @@ def fingerprint_key(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()
 
 
-class _staged:
-    """Context of an atomic write: a temporary name to write to, synced and renamed at the end."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # The suffix stays: numpy appends its own to names without it.
-        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-
-    def __enter__(self) -> Path:
-        return self._temporary
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        try:
-            if kind is None:
-                with self._temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(self._temporary, self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DeasError(
-                f"feature cache file {self._path} cannot be written ({error.strerror}): "
-                "free disk space or choose another directory"
-            ) from error
+@contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """`written_beside`, whose failure names the cache."""
+    try:
+        with written_beside(path) as beside:
+            yield beside
+    except OSError as error:
+        raise DeasError(
+            f"feature cache file {path} cannot be written ({error.strerror}): "
+            "free disk space or choose another directory"
+        ) from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

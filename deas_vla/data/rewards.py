@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from deas_vla.data.episodes import EpisodeTable
 from deas_vla.errors import DeasError
 
 RewardKind = Literal["success_minus_one", "sparse", "dataset"]
@@ -95,3 +96,15 @@ def _dataset_rewards(reward: NDArray[np.floating] | None) -> NDArray[np.float32]
             "choose reward kind success_minus_one or sparse"
         )
     return np.asarray(reward, dtype=np.float32)
+
+
+def table_rewards(table: EpisodeTable, config: RewardConfig) -> NDArray[np.float32]:
+    """float32 (T,) reward after each frame's action; DeasError where one is not finite."""
+    values = rewards_from_success(table.success, table.dataset_reward, config)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise DeasError(
+            f"reward is {values[bad[0]]} at frame {bad[0]} (episode {table.episode_index[bad[0]]}) "
+            f"of dataset {table.root}: repair or drop that episode"
+        )
+    return values

@@ -16,6 +16,7 @@ from torch import Tensor
 from deas_vla.critic.base import Critic
 from deas_vla.critic.serialization import load_critic, save_critic
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
+from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.guidance.selection import select
@@ -189,9 +190,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         """SHA-256 over all weights and statistics: which policy and critic this is."""
         digest = hashlib.sha256(json.dumps(self.dataset_stats, sort_keys=True).encode())
         for module in (self.vla.model, self.critic):
-            for name, tensor in sorted(module.state_dict().items() if module else ()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            update_with_weights(digest, module.state_dict() if module else {})
         return digest.hexdigest()
 
     def select_action(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:

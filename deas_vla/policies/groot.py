@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
 from deas_vla.policies.vla import Encoding, VLASpec
 
@@ -151,9 +152,7 @@ class GrootVLA:
     def backbone_fingerprint(self) -> str:
         """SHA-256 over the backbone's weights and the processor's settings."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.groot.backbone.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        update_with_weights(digest, self.groot.backbone.state_dict())
         step = _encode_step(self.preprocessor)
         settings = {k: v for k, v in step.get_config().items() if k not in ("model_name", "device")}
         settings |= {"image": step.proc.image_processor.to_dict(), "chat": step.proc.chat_template}

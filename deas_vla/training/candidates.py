@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
+from deas_vla.digests import update_with_weights
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training.features import Encodings
@@ -128,7 +129,5 @@ def candidates_by_frame(
 def policy_fingerprint(vla: GrootVLA) -> str:
     """SHA-256 over all weights of the action head, adapter included, and its denoising steps."""
     digest = hashlib.sha256(str(vla.groot.action_head.num_inference_timesteps).encode())
-    for name, tensor in sorted(vla.groot.action_head.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    update_with_weights(digest, vla.groot.action_head.state_dict())
     return digest.hexdigest()

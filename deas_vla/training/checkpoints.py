@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
+from deas_vla.files import write_json
 from deas_vla.training.preemption import Preempted, Preemption
 
 RECORD = "checkpoint.json"
@@ -354,10 +355,8 @@ def _check_same(output: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _write_run(file: Path, identity: dict[str, Any], *, finished: bool) -> None:
-    beside = file.with_name(f".{file.name}")
     try:
-        beside.write_text(json.dumps({"finished": finished, "identity": identity}, indent=1))
-        os.replace(beside, file)
+        write_json(file, {"finished": finished, "identity": identity})
     except OSError as error:
         raise DeasError(f"{file} cannot be written ({error.strerror}): free disk space") from error
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from deas_vla.critic.base import Critic
 from deas_vla.data.dataset import TransitionDataset
 from deas_vla.data.episodes import EpisodeTable
+from deas_vla.evaluation.offline.metrics import spearman
+from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks
 from deas_vla.training.config import CriticTrainingConfig
 from deas_vla.training.critic_data import make_transitions, new_critic
 from deas_vla.training.divergence import LossWatch
-from deas_vla.training.offline import FrameCritic, score_dataset_chunks, spearman
 from deas_vla.training.run import Run
 from deas_vla.training.update import CriticUpdate
 

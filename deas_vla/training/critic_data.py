@@ -10,7 +10,7 @@ from deas_vla.critic.normalization import compute_statistics
 from deas_vla.critic.registry import make_critic
 from deas_vla.critic.support import support_bounds
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.rewards import RewardConfig, reward_bounds, rewards_from_success
+from deas_vla.data.rewards import reward_bounds, table_rewards
 from deas_vla.data.transitions import ChunkTransitions, chunk_transitions, monte_carlo_chunk_returns
 from deas_vla.errors import DeasError
 from deas_vla.training.config import CriticTrainingConfig
@@ -21,7 +21,7 @@ def make_transitions(
 ) -> ChunkTransitions:
     """Chunk transitions of ``episodes``; DeasError where none is as long as the critic's chunk."""
     transitions = chunk_transitions(
-        rewards(table, config.reward),
+        table_rewards(table, config.reward),
         table.terminated,
         table.episode_start[episodes],
         table.episode_end[episodes],
@@ -49,18 +49,6 @@ def check_critic_data(
     """
     make_transitions(table, episodes, config)
     critic_config(table, 0, episodes, config).validate()
-
-
-def rewards(table: EpisodeTable, config: RewardConfig) -> NDArray[np.float32]:
-    """float32 (T,) reward after each frame's action; DeasError where one is not finite."""
-    values = rewards_from_success(table.success, table.dataset_reward, config)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise DeasError(
-            f"reward is {values[bad[0]]} at frame {bad[0]} (episode {table.episode_index[bad[0]]}) "
-            f"of dataset {table.root}: repair or drop that episode"
-        )
-    return values
 
 
 def new_critic(
@@ -101,7 +89,7 @@ def value_bounds(
 ) -> tuple[float, float]:
     """The support's ends, by ``config.support``; DeasError where a return lies outside."""
     returns = monte_carlo_chunk_returns(
-        rewards(table, config.reward),
+        table_rewards(table, config.reward),
         table.terminated,
         table.episode_start[episodes],
         table.episode_end[episodes],

@@ -11,9 +11,9 @@ import draccus
 import numpy as np
 from tqdm import tqdm
 
-from deas_vla.sim.experts import LiftExpert, LiftExpertConfig
-from deas_vla.sim.robosuite_lift import LiftConfig, LiftEnv
-from deas_vla.sim.rollout import rollout
+from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv
+from deas_vla.envs.robosuite.lift_expert import LiftExpert, LiftExpertConfig
+from deas_vla.envs.rollout import rollout
 
 
 @dataclass

@@ -11,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deas_vla.cli import run
+from deas_vla.envs.gl import check_gl
+from deas_vla.envs.robocasa.experts import SweepExpert, SweepExpertConfig, check_expert
+from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv, kitchen_spec
+from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks
+from deas_vla.envs.rollout import Episode, rollout
 from deas_vla.errors import DeasError
-from deas_vla.sim.gl import check_gl
-from deas_vla.sim.kitchen_experts import SweepExpert, SweepExpertConfig, check_expert
-from deas_vla.sim.recording import episode_recorder, record_episode
-from deas_vla.sim.robocasa_kitchen import KitchenConfig, KitchenEnv, kitchen_spec
-from deas_vla.sim.robocasa_tasks import check_assets, resolve_tasks
-from deas_vla.sim.rollout import Episode, rollout
+from deas_vla.evaluation.recording import episode_recorder, record_episode
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""A policy as the planner of many simulators."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from deas_vla.envs.env import STATE_KEY, EnvSpec, Observation
+from deas_vla.envs.rollout import Plan
+from deas_vla.errors import DeasError
+from deas_vla.evaluation.engine.planning import Look
+from deas_vla.guidance.guided import Decision, ValueGuidedPolicy
+from deas_vla.guidance.noise import CandidateNoise
+from deas_vla.policies.vla import VLASpec
+
+
+class PolicyPlanner:
+    """Decides in calls of one fixed size.
+
+    A matrix product of another shape rounds its last bits differently, and a contact-rich episode
+    can turn on them. Calls are therefore filled up to ``batch_size`` by repeating the last look:
+    which simulators happen to wait together then changes nothing (where their instructions have
+    the same number of tokens; padding to a longer one is rounding again). A batch of 1 needs no
+    filling and is exact in all cases.
+
+    Args:
+        policy: In evaluation mode.
+        batch_size: Looks per call; 1 on a CPU and 8 on a GPU when left out.
+    """
+
+    def __init__(self, policy: ValueGuidedPolicy, batch_size: int | None = None) -> None:
+        on_cpu = policy.vla.device.type == "cpu"
+        self.batch_size = batch_size or (1 if on_cpu else 8)
+        if self.batch_size < 1:
+            raise DeasError(f"batch_size {batch_size}: use 1 or more")
+        self.policy = policy
+        if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+            # Simulators want the cores; threads that wait for each other are many times slower.
+            torch.set_num_threads(1)
+
+    def plan(self, looks: Sequence[Look]) -> list[Plan]:
+        filled = [*looks, *[looks[-1]] * (self.batch_size - len(looks))]  # B
+        streams = CandidateNoise([x.seed for x in filled], [x.plan for x in filled])
+        batch = observation_batch([x.observation for x in filled])
+        decision = self.policy.decide(batch, streams, looks[0].candidates)
+        chunks = decision.chunk[:, : self.policy.config.n_action_steps]  # (B, h, A)
+        actions = chunks.cpu().numpy().astype(np.float32)
+        return [Plan(actions[row], _info(decision, row)) for row in range(len(looks))]
+
+
+def _info(decision: Decision, row: int) -> dict[str, Any]:
+    info: dict[str, Any] = {"chosen": int(decision.chosen[row])}
+    if decision.scores is not None:
+        info["scores"] = [round(float(score), 4) for score in decision.scores[row]]
+    return info
+
+
+def observation_batch(observations: Sequence[Observation]) -> dict[str, Any]:
+    """B observations as a LeRobot batch: pictures uint8 (B, C, H, W), state float32 (B, S)."""
+    batch: dict[str, Any] = {
+        key: torch.from_numpy(np.stack([o.images[key] for o in observations])).permute(0, 3, 1, 2)
+        for key in observations[0].images
+    }
+    batch[STATE_KEY] = torch.from_numpy(np.stack([o.state for o in observations]))
+    batch["task"] = [o.task for o in observations]
+    return batch
+
+
+def check_embodiment(policy: VLASpec, env: EnvSpec, source: str) -> None:
+    """DeasError for a policy of another robot: dimensions or cameras that the task lacks."""
+    here = (policy.state_dim, policy.action_dim)
+    there = (len(env.state_names), len(env.action_names))
+    missing = sorted(set(policy.image_keys) - set(env.image_keys))
+    if here != there or missing:
+        raise DeasError(
+            f"{source} is of embodiment '{policy.embodiment}' (state {here[0]}, action {here[1]}, "
+            f"cameras {sorted(policy.image_keys)}), {env.name} has state {there[0]}, action "
+            f"{there[1]}, cameras {sorted(env.image_keys)}: use a policy of {env.embodiment}"
+        )

@@ -1,0 +1,38 @@
+"""What simulators and the policy say to each other: looks in, chunks out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from deas_vla.envs.env import Observation
+from deas_vla.envs.rollout import Plan
+
+
+@dataclass(frozen=True)
+class Look:
+    """One observation that waits for a decision.
+
+    Attributes:
+        observation: With pictures.
+        seed: Of the episode; fixes the candidates' noise.
+        plan: How many decisions the episode has had.
+        candidates: N.
+    """
+
+    observation: Observation
+    seed: int
+    plan: int
+    candidates: int
+
+
+class Planner(Protocol):
+    """Decides for several episodes at once."""
+
+    batch_size: int
+    """Most looks in one call."""
+
+    def plan(self, looks: Sequence[Look]) -> list[Plan]:
+        """One plan per look; all looks ask for the same number of candidates.
+
+        A plan depends on its own look alone, never on the company it is in.
+        """

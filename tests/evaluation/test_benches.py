@@ -1,0 +1,103 @@
+"""The timing scripts run for real at toy size and leave results in the common layout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recipe_cases import ROOT, load_script
+
+from deas_vla.cli import parse
+from deas_vla.errors import DeasError
+from deas_vla.evaluation.timing import Arm, interleave, text_lines, timing_row
+
+TINY = ["--critic.hidden=[32,32]", "--critic.batch_size=16", "--rounds=2", "--updates_per_round=2"]
+
+
+def rows_of(output: Path) -> dict[tuple[str, int], dict]:
+    record = json.loads((output / "results.json").read_text())
+    assert {"config", "versions", "machine", "git_revision", "wall_seconds"} <= record.keys()
+    for row in record["rows"]:
+        assert row.keys() == {"what", "size", "median_ms", "p95_ms", "ratio_to", "ratio"}
+        assert 0 < row["median_ms"] <= row["p95_ms"]
+        assert (row["ratio"] is None) == (row["ratio_to"] is None)
+    assert "<table>" in (output / "report.html").read_text()
+    return {(row["what"], row["size"]): row for row in record["rows"]}
+
+
+def test_arms_take_turns_and_ratios_are_within_a_round() -> None:
+    order: list[tuple[str, int]] = []
+    arms = {name: Arm(lambda turn, n=name: order.append((n, turn)), lambda _: 4) for name in "ab"}
+    seconds = interleave(arms, 2, warm_up=1)
+    assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert seconds["a"].shape == (2,)
+    slow, fast = np.array([2.0, 40.0, 4.0]), np.array([1.0, 10.0, 2.0])
+    row = timing_row("fast", 7, fast, "slow", slow)
+    assert row["ratio"] == 2.0 and row["median_ms"] == 2000.0  # a slow spell hits both
+    assert "fast" in text_lines([row])
+
+
+@pytest.mark.slow
+def test_features_bench(tiny_dataset: Path, tmp_path: Path) -> None:
+    bench = load_script("eval/bench_features.py")
+    flags = [f"--dataset.root={tiny_dataset}", "--dataset.repo_id=test/tiny"]
+    flags += ["--episodes=2", f"--output_dir={tmp_path}"]
+    for rounds in (1, 2):  # the last round begins with the one way or the other
+        bench.main(parse(bench.BenchConfig, [*flags, f"--rounds={rounds}"]))
+    rows = rows_of(tmp_path)
+    assert {what for what, _ in rows} == {
+        bench.SEQUENTIAL,
+        bench.INDEXED,
+        bench.STAGE,
+        bench.INDEXED_STAGE,
+    }
+    sequential = next(row for (what, _), row in rows.items() if what == bench.SEQUENTIAL)
+    assert sequential["ratio"] > 1 and sequential["ratio_to"] == bench.INDEXED
+    with pytest.raises(DeasError, match="6 episodes, 4 rounds of 2"):
+        bench.main(parse(bench.BenchConfig, [*flags, "--rounds=4"]))
+
+
+@pytest.mark.slow
+def test_critic_bench(tiny_dataset: Path, tmp_path: Path) -> None:
+    bench = load_script("eval/bench_critic.py")
+    flags = [f"--dataset.root={tiny_dataset}", "--dataset.repo_id=test/tiny", *TINY]
+    flags += ["--dataset.episodes=4", "--parts=[updates,scaling]", f"--output_dir={tmp_path}"]
+    flags += ["--scaling.transitions=[1000,5000]", "--scaling.feature_dim=16"]
+    bench.main(parse(bench.BenchConfig, flags))
+    rows = rows_of(tmp_path)
+    assert {(bench.CACHED, 16), (bench.PLAIN, 16), (bench.IN_LOOP, 16)} <= rows.keys()
+    assert rows[bench.CACHED, 16]["ratio"] > 1  # than the backbone in the loop
+    assert {(bench.CACHED, 1000), (bench.CACHED, 5000), (bench.DRAW, 5000)} <= rows.keys()
+    assert (tmp_path / "scaling.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_training_on_mapped_features_holds_no_copy_of_them(tmp_path: Path) -> None:
+    """The mechanism of a million frames at a twentieth of the size, in a process of its own."""
+    flags = ["--parts=[memory]", "--memory.frames=150000", "--memory.updates=10", *TINY]
+    script = str(ROOT / "eval/bench_critic.py")
+    subprocess.run(
+        [sys.executable, script, *flags, f"--output_dir={tmp_path}", f"--scratch={tmp_path}"],
+        check=True,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    memory = json.loads((tmp_path / "results.json").read_text())["memory"]
+    assert memory["file_gb"] > 0.6
+    assert memory["peak_anonymous_gb"] - memory["imported_anonymous_gb"] < 0.5 * memory["file_gb"]
+    assert memory["peak_rss_gb"] < 6.0
+    rows_of(tmp_path)
+
+
+def test_memory_by_counting(tmp_path: Path) -> None:
+    script = load_script("eval/lora_memory.py")
+    flags = ["--batch_sizes=[2,4]", f"--output_dir={tmp_path}"]
+    script.main(parse(script.MemoryConfig, flags))
+    record = json.loads((tmp_path / "results.json").read_text())
+    two, four = record["rows"]
+    assert 3.0e9 < record["parameters"]["backbone"] + record["parameters"]["head"] < 3.3e9
+    assert record["parameters"]["trained"] == 16 * 901_120  # rank x (in + out) of 192 layers
+    assert four["activations_gb"] == pytest.approx(2 * two["activations_gb"], rel=0.05)
+    assert two["activations_checkpointed_gb"] < 0.2 * two["activations_gb"]

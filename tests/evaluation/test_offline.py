@@ -1,0 +1,586 @@
+"""Offline evaluation: the metrics by hand, which episodes they may see, and the command itself."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from recipe_cases import load_script, recipe  # tests/training/recipe_cases.py
+from scipy.stats import spearmanr
+
+from deas_vla.bundle import open_bundle, read_manifest
+from deas_vla.cli import parse
+from deas_vla.critic import CriticConfig, Normalizer, compute_statistics, make_critic
+from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes
+from deas_vla.data.rewards import RewardConfig
+from deas_vla.errors import DeasError
+from deas_vla.evaluation.offline import metrics
+from deas_vla.evaluation.offline.episodes import (
+    check_same_critic,
+    check_statistics,
+    held_out_episodes,
+)
+from deas_vla.evaluation.offline.intervals import bootstrap, mean_over
+from deas_vla.evaluation.offline.ranking import (
+    Rivals,
+    chunks_of_other_episodes,
+    noised_chunks,
+    time_shifted_chunks,
+    win_rate,
+)
+from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks, values_along
+from deas_vla.policies.groot import GrootVLA
+from deas_vla.training.candidates import sample_candidates
+from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints
+from deas_vla.training.config import CriticTrainingConfig, FeaturesConfig
+from deas_vla.training.critic import train_critic
+from deas_vla.training.critic_data import check_critic_data
+from deas_vla.training.divergence import LossWatch
+from deas_vla.training.features import extract_features
+from deas_vla.training.preemption import Preemption
+from deas_vla.training.run import Run
+
+H, G1, G2 = 4, 0.9, 0.99
+LENGTHS, OUTCOMES = (9, 12, 7, 10), (True, False, True, False)
+
+
+def make_table(
+    lengths: tuple[int, ...] = LENGTHS, outcomes: tuple[bool, ...] = OUTCOMES, seed: int = 0
+) -> EpisodeTable:
+    """Episodes in memory: 3-dim states, 2-dim actions; success at the last step."""
+    rng = np.random.default_rng(seed)
+    end, solved = np.cumsum(lengths), np.array(outcomes)
+    frames = int(end[-1])
+    last = np.zeros(frames, dtype=bool)
+    last[end - 1] = True
+    success = last & np.repeat(solved, lengths)
+    return EpisodeTable(
+        repo_id="test/memory",
+        root=Path("memory"),
+        fingerprint=f"content {seed}",
+        state=rng.normal(size=(frames, 3)).astype(np.float32),
+        action=rng.normal(size=(frames, 2)).astype(np.float32),
+        dataset_reward=success.astype(np.float32),
+        done=last,
+        success=success,
+        terminated=success.copy(),
+        truncated=last & ~success,
+        episode_index=np.repeat(np.arange(len(lengths)), lengths),
+        episode_start=(end - lengths).astype(np.int64),
+        episode_end=end.astype(np.int64),
+        episode_ids=np.arange(len(lengths)),
+        episode_success=solved,
+        task_index=np.zeros(frames, dtype=np.int64),
+        tasks=("task",),
+        image_keys=(),
+        fps=10.0,
+        state_names=("x", "y", "z"),
+        action_names=("dx", "dy"),
+    )
+
+
+class PlainCritic:
+    """Q is the mean action of a chunk, V the first state: known without any network."""
+
+    def __init__(self, v_min: float = -100.0, v_max: float = 0.0) -> None:
+        self.config = CriticConfig(
+            feature_dim=2,
+            state_dim=3,
+            action_dim=2,
+            horizon=H,
+            g1=G1,
+            g2=G2,
+            v_min=v_min,
+            v_max=v_max,
+        )
+        self.normalizer = SimpleNamespace(state_mean=torch.zeros(3))
+
+    def value(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return state[:, 0]
+
+    def score(
+        self, feature: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
+    ) -> torch.Tensor:
+        return actions.mean((2, 3))
+
+
+def frame_critic(table: EpisodeTable, **bounds: float) -> FrameCritic:
+    features = np.zeros((table.num_frames, 2), dtype=np.float16)
+    critic: Any = PlainCritic(**bounds)
+    return FrameCritic(critic, table, features)
+
+
+EVERY = np.arange(len(LENGTHS))
+
+
+# ---- which episodes ------------------------------------------------------------------------------
+
+
+def manifest(table: EpisodeTable, held_out: list[int], **more: Any) -> dict[str, Any]:
+    trained = np.setdiff1d(np.arange(table.num_episodes), held_out)
+    data = {
+        "repo_id": table.repo_id,
+        "fingerprint": table.fingerprint,
+        "held_out_episodes": held_out,
+        "trained_episode_digests": episode_digests(table, trained),
+    }
+    return {"data": data | more}
+
+
+def test_the_held_out_episodes_of_its_own_dataset_are_the_default() -> None:
+    table = make_table()
+    assert held_out_episodes(manifest(table, [1, 3]), table).tolist() == [1, 3]
+    assert held_out_episodes(manifest(table, [1, 3]), table, [3]).tolist() == [3]
+
+
+def test_of_another_dataset_every_episode_is_held_out() -> None:
+    bundle = manifest(make_table(seed=0), [1])
+    assert held_out_episodes(bundle, make_table(seed=1)).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "chosen", "message"),
+    [
+        ([1, 3], [0], "episode 0 of dataset memory was trained on: choose .* held-out \\[1, 3\\]"),
+        ([1, 3], [1, 9], "episode 9 is not in dataset memory"),
+        ([], None, "held no episode out"),
+    ],
+)
+def test_overlap_with_training_is_refused(
+    held_out: list[int], chosen: list[int] | None, message: str
+) -> None:
+    table = make_table()
+    with pytest.raises(DeasError, match=message):
+        held_out_episodes(manifest(table, held_out), table, chosen)
+
+
+def test_copies_of_trained_episodes_are_found_under_another_name_and_number() -> None:
+    table = make_table()
+    bundle = manifest(table, [1, 3])
+    moved = replace(
+        table, repo_id="test/merged", fingerprint="other", episode_ids=np.arange(4) + 100
+    )
+    with pytest.raises(DeasError, match=r"2 of its episodes were trained on \(first: 100\)"):
+        held_out_episodes(bundle, moved)
+    assert held_out_episodes(bundle, moved, [101, 103]).tolist() == [1, 3]
+    del bundle["data"]["trained_episode_digests"]
+    with pytest.raises(DeasError, match="does not say which episodes"):
+        held_out_episodes(bundle, moved)
+
+
+def test_digests_follow_the_content() -> None:
+    table = make_table()
+    digests = episode_digests(table, EVERY)
+    assert len(set(digests)) == 4
+    changed = table.action.copy()
+    changed[0, 0] += 1e-3
+    again = episode_digests(replace(table, action=changed), EVERY)
+    assert [a == b for a, b in zip(digests, again, strict=True)] == [False, True, True, True]
+
+
+def test_statistics_of_another_dataset_are_refused() -> None:
+    table, trained = make_table(), np.array([0, 1])
+    frames = slice(0, table.episode_end[1])
+    statistics = compute_statistics(
+        torch.zeros(frames.stop, 2),
+        torch.from_numpy(table.state[frames]),
+        torch.from_numpy(table.action[frames]),
+    )
+    check_statistics(Normalizer(statistics), table, trained)
+    with pytest.raises(DeasError, match=r"statistics of another dataset: state_mean\["):
+        check_statistics(Normalizer(statistics), make_table(seed=1), trained)
+
+
+def test_a_manifest_of_another_critic_is_refused() -> None:
+    config = CriticConfig(horizon=8)
+    told = {"config": {"critic": config.to_dict()}}
+    check_same_critic(told, config)
+    with pytest.raises(DeasError, match=r"critic.horizon = 8, critic/ has 4"):
+        check_same_critic(told, replace(config, horizon=4))
+
+
+# ---- the critic's opinion ------------------------------------------------------------------------
+
+
+def test_scored_chunks_by_hand() -> None:
+    table = make_table()
+    chunks = score_dataset_chunks(frame_critic(table), table, EVERY, RewardConfig())
+    # 9 - 4 + 1 whole chunks of a success, and one less of a recording: its last outcome is unseen.
+    per_episode = np.bincount(chunks.episode).tolist()
+    assert per_episode == [6, 9, 4, 7]
+    assert chunks.terminated.tolist() == [True] * 6 + [False] * 9 + [True] * 4 + [False] * 7
+    np.testing.assert_allclose(chunks.q[2], table.action[2:6].mean(), rtol=1e-6)
+
+    four = 1 + G1 + G1**2 + G1**3
+    # Success at step 8: from 4 a whole chunk of -1, then one step that pays 0.
+    np.testing.assert_allclose(chunks.returns[4], -four, rtol=1e-6)
+    # A time limit: frame 9 of 12 is two rewards before the last frame, whose V stands for the rest.
+    at = 6 + 7  # the chunk from frame 7 of the second episode
+    last = float(table.state[20, 0])
+    np.testing.assert_allclose(chunks.returns[at], -four + G2**4 * last, rtol=1e-5)
+    assert len(chunks.of_episode(2)) == 4
+
+
+def test_returns_outside_the_support_are_refused() -> None:
+    table = make_table()
+    critic = frame_critic(table, v_min=-2.0)
+    with pytest.raises(DeasError, match=r"support \[-2, 0\] does not contain the returns"):
+        score_dataset_chunks(critic, table, EVERY, RewardConfig())
+
+
+def test_features_of_another_shape_are_refused() -> None:
+    table = make_table()
+    critic: Any = PlainCritic()
+    with pytest.raises(DeasError, match=r"features have shape \(38, 5\)"):
+        FrameCritic(critic, table, np.zeros((38, 5), dtype=np.float16))
+
+
+def test_values_along_an_episode_end_before_its_last_action() -> None:
+    table = make_table()
+    values = values_along(frame_critic(table), table, EVERY, np.array([0.0, 0.5, 1.0]))
+    frames = np.array([[0, 4, 8], [9, 9 + 6, 9 + 11], [21, 24, 27], [28, 28 + 4, 28 + 9]])
+    np.testing.assert_array_equal(values, table.state[frames, 0].astype(float))
+
+
+# ---- intervals and metrics -----------------------------------------------------------------------
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_bootstrap_resamples_whole_episodes() -> None:
+    episode = np.repeat(np.arange(20), 50)
+    values = np.repeat(rng().normal(size=20), 50)  # 1000 rows that are worth 20
+    mean = bootstrap(lambda rows: values[rows].mean(keepdims=True), episode, rng(), 2000)[0]
+    assert mean.value == values.mean()
+    half = 1.96 * values[::50].std() / np.sqrt(20)
+    np.testing.assert_allclose(
+        [mean.low, mean.high], values.mean() + [-half, half], atol=0.1 * half
+    )
+    again = mean_over(values, episode, rng(), 2000)
+    assert again == mean  # the generator decides, nothing else
+
+
+def test_resamples_without_an_answer_do_not_count() -> None:
+    success = np.array([True, False])
+    found = metrics.separation(np.array([[1.0], [0.0]]), success, rng(), 50)[0]
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    alone = metrics.separation(np.array([[1.0], [0.0]]), np.array([True, True]), rng(), 50)[0]
+    assert alone.row("m") == {"metric": "m", "value": None, "ci95": [None, None]}
+
+
+def test_auc_counts_pairs() -> None:
+    positive, negative = rng().integers(0, 5, 30).astype(float), rng().integers(0, 4, 20) + 0.0
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    np.testing.assert_allclose(metrics.auc(positive, negative), np.mean(pairs))
+
+
+def test_spearman_is_scipys() -> None:
+    x, y = rng().integers(0, 9, 50).astype(float), rng().normal(size=50)
+    np.testing.assert_allclose(metrics.spearman(x, y + x), spearmanr(x, y + x).statistic)
+    assert np.isnan(metrics.spearman(np.ones(3), np.arange(3.0)))
+
+
+def test_calibration_of_a_known_error() -> None:
+    returns, episode = rng().normal(size=200), np.repeat(np.arange(10), 20)
+    perfect = metrics.calibration(returns, returns, episode, rng(), 100)
+    assert (perfect.error.value, perfect.overestimation.value) == (0.0, 0.0)
+    np.testing.assert_allclose(perfect.rank_correlation.value, 1.0)
+    high = metrics.calibration(returns + 2, returns, episode, rng(), 100)
+    np.testing.assert_allclose([high.error.value, high.overestimation.low], 2.0)
+    assert [each.chunks for each in high.bins] == [20] * 10
+    assert all(abs(each.overestimation.value - 2) < 1e-9 for each in high.bins)
+    assert np.all(np.diff([each.q.value for each in high.bins]) > 0)
+    few = metrics.calibration(returns[:3], returns[:3], episode[:3], rng(), 10)
+    assert [each.chunks for each in few.bins] == [1, 1, 1]
+
+
+def test_calibration_error_sees_errors_that_cancel() -> None:
+    returns, episode = np.linspace(-10, 0, 100), np.repeat(np.arange(10), 10)
+    flat = np.full(100, -5.0) + np.linspace(0, 1e-6, 100)
+    found = metrics.calibration(flat, returns, episode, rng(), 20)
+    assert abs(found.overestimation.value) < 1e-3 and found.error.value > 2
+
+
+# ---- ranking -------------------------------------------------------------------------------------
+
+
+def test_rivals_are_what_they_say() -> None:
+    table = make_table()
+    chunks = score_dataset_chunks(frame_critic(table), table, EVERY, RewardConfig())
+
+    others = chunks_of_other_episodes(chunks, rng(), count=50)
+    own = {
+        chunk.tobytes(): episode
+        for chunk, episode in zip(chunks.chunk, chunks.episode, strict=True)
+    }
+    donors = np.array([own[chunk.tobytes()] for chunk in others.chunk])
+    assert (donors != chunks.episode[others.row]).all()
+    assert set(zip(chunks.episode[others.row].tolist(), donors.tolist(), strict=True)) == {
+        (a, b) for a in range(4) for b in range(4) if a != b
+    }
+
+    shifted = time_shifted_chunks(chunks)
+    frame = {
+        chunk.tobytes(): frame for chunk, frame in zip(chunks.chunk, chunks.frame, strict=True)
+    }
+    moved = (
+        np.array([frame[chunk.tobytes()] for chunk in shifted.chunk]) - chunks.frame[shifted.row]
+    )
+    # Of 6, 9, 4 and 7 chunks in a row: 2, 5, 0 and 3 have a later one H steps away.
+    assert sorted(moved.tolist()) == [-H] * 10 + [H] * 10
+
+    noised = noised_chunks(chunks, 0.5, np.ones(2, np.float32), rng(), count=3)
+    assert noised.row.tolist() == sorted(list(range(len(chunks))) * 3)
+    difference = noised.chunk - chunks.chunk[noised.row]
+    assert 0.3 < difference.std() < 0.55
+    for dimension in range(2):
+        assert noised.chunk[..., dimension].max() <= chunks.chunk[..., dimension].max()
+
+
+def test_ranking_needs_two_episodes() -> None:
+    table = make_table()
+    critic = frame_critic(table)
+    alone = score_dataset_chunks(critic, table, EVERY[:1], RewardConfig())
+    with pytest.raises(DeasError, match="needs two episodes"):
+        chunks_of_other_episodes(alone, rng())
+
+
+def test_win_rate_counts_rivals_and_halves_ties() -> None:
+    table = make_table()
+    critic = frame_critic(table)
+    chunks = score_dataset_chunks(critic, table, EVERY, RewardConfig())
+    own = chunks.chunk[[0, 0, 0, 2]]
+    rivals = Rivals(np.array([0, 0, 0, 2]), own + np.float32([-1, 1, 0, -1])[:, None, None])
+    won = win_rate(critic, chunks, rivals)
+    assert won[0] == 0.5 and won[2] == 1.0 and np.isnan(won[1])
+    mean = mean_over(won, chunks.episode, rng(), 10)
+    assert mean.value == 0.75
+    assert np.isnan(mean_over(won[3:], chunks.episode[3:], rng(), 10).value)
+
+
+# ---- a loss that is not finite, and data that cannot be trained on -------------------------------
+
+
+class OneCheckpoint:
+    """Stands for a stage's checkpoints: the watch asks for the newest alone."""
+
+    newest: Path | None = None
+
+
+def watch(tmp_path: Path) -> tuple[LossWatch, OneCheckpoint, torch.nn.Module]:
+    critic = make_critic(
+        CriticConfig(state_dim=3, action_dim=2, horizon=H, hidden=[8], v_min=-1.0, v_max=0.0)
+    )
+    starts, found = np.arange(100) * 10, OneCheckpoint()
+    watching = LossWatch(
+        "critic", critic, starts, cast(Checkpoints, found), tmp_path, Accelerator(), "lower the lr"
+    )
+    return watching, found, critic
+
+
+def test_a_loss_that_is_not_finite_names_step_batch_and_checkpoint(tmp_path: Path) -> None:
+    watching, checkpoints, _ = watch(tmp_path)
+    watching.record(4, torch.tensor([1]), torch.tensor(0.5))
+    watching.check_weights()
+    checkpoints.newest = tmp_path / "step-00000005"
+    watching.record(5, torch.tensor([2]), torch.tensor(0.5))
+    watching.record(6, torch.arange(7, 20), torch.tensor(torch.inf))
+    watching.record(7, torch.tensor([3]), torch.tensor(torch.nan))
+    where = re.escape(str(checkpoints.newest))
+    message = rf"critic loss is inf at step 6 .*\[7, 8, .*last good checkpoint: {where}; lower"
+    with pytest.raises(DeasError, match=message) as caught:
+        watching.check()
+    assert "\n" not in str(caught.value)
+    batch = json.loads((tmp_path / "critic_nonfinite_batch.json").read_text())
+    assert batch["rows"] == list(range(7, 20)) and batch["first_frames"][0] == 70
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    watching, _, critic = watch(tmp_path)
+    with torch.no_grad():
+        next(critic.parameters()).fill_(torch.nan)  # finite losses do not make a critic good
+    watching.record(0, torch.tensor([1]), torch.tensor(0.5))
+    watching.check()
+    with pytest.raises(DeasError, match=r"weight .* is not finite at step 0 .*no checkpoint yet"):
+        watching.check_weights()
+
+
+def train(table: EpisodeTable, tmp_path: Path, **settings: Any) -> Any:
+    config = CriticTrainingConfig(
+        horizon=H, hidden=[16], steps=6, batch_size=8, log_every=2, **settings
+    )
+    features = rng().normal(size=(table.num_frames, 5)).astype(np.float16)
+    accelerator = Accelerator()
+    preemption, ignore = Preemption(accelerator), lambda metrics, step: None
+    run = Run(tmp_path, accelerator, preemption, CheckpointConfig(every=3), 0, ignore)
+    return train_critic(table, features, EVERY, EVERY[:2], config, run)
+
+
+def test_a_diverging_run_stops(tmp_path: Path) -> None:
+    with pytest.raises(
+        DeasError, match=r"critic loss is (nan|inf) at step \d .* lower --critic.lr"
+    ):
+        train(make_table(), tmp_path, lr=1e30, algorithm="iql")
+
+
+@pytest.mark.parametrize("algorithm", ["deas", "iql", "hlg", "evor"])
+def test_algorithms_without_a_policy_train(tmp_path: Path, algorithm: str) -> None:
+    critic = train(make_table(), tmp_path, algorithm=algorithm)
+    assert critic.config.algorithm == algorithm and not critic.training
+    (last,) = (tmp_path / "checkpoints/critic").glob("step-00000006")
+    assert -1 <= json.loads((last / "checkpoint.json").read_text())["metric"] <= 1
+
+
+def test_qc_without_policy_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeasError, match="needs policy samples"):
+        train(make_table(), tmp_path, algorithm="qc")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("column", ["state", "action", "dataset_reward"])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, column: str, bad: float) -> None:
+    table = make_table()
+    values = getattr(table, column).copy()
+    values[13] = bad
+    named = "reward is .* at frame 13 \\(episode 1\\)" if "reward" in column else column
+    with pytest.raises(DeasError, match=named):
+        train(
+            replace(table, **{column: values}), tmp_path, reward=RewardConfig("dataset"), v_min=-1.0
+        )
+
+
+def test_features_that_are_not_finite_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "test_offline.rng", lambda: SimpleNamespace(normal=lambda size: np.full(size, np.nan))
+    )
+    with pytest.raises(DeasError, match="features hold a NaN"):
+        train(make_table(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"algorithm": "sarsa"}, "critic.algorithm = 'sarsa'"),
+        ({"support": "fixed", "v_min": -1.0, "v_max": 0.0}, "does not contain the dataset's"),
+        ({"horizon": 30}, "holds a chunk of critic.horizon=30"),
+        ({"expectile": 1.0}, "critic.expectile = 1.0"),
+    ],
+)
+def test_what_the_critic_cannot_train_on_is_known_beforehand(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DeasError, match=message):
+        config = CriticTrainingConfig(**{"horizon": H, **settings})
+        check_critic_data(make_table(), np.array([1, 3]), config)  # neither ends by success
+
+
+# ---- the recipe and the command ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recipe(tiny_dataset, tmp_path_factory.mktemp("offline") / "bundle")
+
+
+def evaluate(bundle: Path, dataset: Path, output: Path, *more: str) -> dict[str, Any]:
+    script = load_script("eval/critic.py")
+    flags = [f"--bundle={bundle}", f"--dataset.root={dataset}", f"--output_dir={output}"]
+    script.main(parse(script.CriticEvalConfig, [*flags, "--resamples=20", *more]))
+    record: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return record
+
+
+def test_the_command_leaves_a_report(bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    record = evaluate(bundle, tiny_dataset, tmp_path / "out")
+    assert record["data"]["episodes"] == read_manifest(bundle)["data"]["held_out_episodes"]
+    rows = {row["metric"]: row for row in record["rows"]}
+    wanted = {"calibration.error", "calibration.rank_correlation", "overestimation.mean"}
+    wanted |= {"separation.auc_at_0.5", "ranking.another_episode", "ranking.time-shifted"}
+    assert wanted | {"ranking.noise_0.3", "ranking.policy_samples.failures"} <= rows.keys()
+    assert all(row.keys() == {"metric", "value", "ci95"} for row in record["rows"])
+    for row in rows.values():
+        if row["metric"].startswith(("separation", "ranking")) and row["value"] is not None:
+            assert 0 <= row["ci95"][0] <= row["value"] <= row["ci95"][1] <= 1, row
+    page = (tmp_path / "out/report.html").read_text()
+    for rival in ("another episode", "time-shifted", "noise 0.1", "noise 0.3", "policy samples"):
+        assert f"<td>{rival}</td>" in page
+    pictures = sorted((tmp_path / "out").glob("*.png"))
+    names = "calibration overestimation ranking separation values_failure values_success"
+    assert [picture.stem for picture in pictures] == names.split()
+    assert page.count("data:image/png;base64,") == 6
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # it opens alone
+
+
+def test_the_command_refuses_what_was_trained_on(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    held_out = read_manifest(bundle)["data"]["held_out_episodes"]
+    trained = next(e for e in range(6) if e not in held_out)
+    with pytest.raises(DeasError, match=f"episode {trained} of dataset .* was trained on"):
+        evaluate(bundle, tiny_dataset, tmp_path / "out", f"--episodes=[{trained}]")
+    with pytest.raises(DeasError, match="resamples 0: use 1 or more"):
+        evaluate(bundle, tiny_dataset, tmp_path / "out", "--resamples=0")
+
+
+def test_candidates_depend_on_frame_and_seed_alone(bundle: Path, tiny_dataset: Path) -> None:
+    policy, table = open_bundle(bundle), load_episodes("test/tiny", tiny_dataset)
+    encodings = extract_features(
+        policy.vla, table, FeaturesConfig(), bundle / "cache", Accelerator(), keep_tokens=True
+    )
+
+    def sample(frames: list[int], candidates: int, seed: int = 0) -> torch.Tensor:
+        return sample_candidates(
+            policy.vla,
+            encodings,
+            table,
+            np.array(frames),
+            candidates=candidates,
+            horizon=8,
+            seed=seed,
+        )
+
+    several = sample([3, 20, 40], 4)
+    assert several.shape == (3, 4, 8, 7) and bool(several.isfinite().all())
+    torch.testing.assert_close(sample([20], 2)[0], several[1, :2], atol=1e-5, rtol=0)
+    assert not torch.allclose(sample([20], 2, seed=1)[0], several[1, :2], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["iql", "hlg", "qc", "evor"])
+def test_every_algorithm_goes_through_recipe_bundle_and_evaluation(
+    bundle: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    algorithm: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    sample = GrootVLA.sample
+    monkeypatch.setattr(GrootVLA, "sample", lambda *a: asked.append(1) or sample(*a))
+    cache = f"--features.cache={bundle / 'cache'}"
+    flags = ["--stages=[features,critic]", f"--critic.algorithm={algorithm}", cache]
+    output = recipe(tiny_dataset, tmp_path / algorithm, *flags, "--critic.policy_samples=3")
+    assert bool(asked) == (algorithm == "qc")
+    record = evaluate(output, tiny_dataset, tmp_path / "out", cache)
+    assert record["algorithm"] == algorithm
+
+
+def test_an_adapter_of_another_split_is_refused(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache"))
+    with pytest.raises(DeasError, match="statistics of another dataset or split"):
+        recipe(tiny_dataset, copy, "--stages=[features,critic]", "--dataset.holdout=0")
