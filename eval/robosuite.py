@@ -16,6 +16,7 @@ from deas_vla.evaluation.engine.workers import SimulatorPool
 from deas_vla.evaluation.results.films import film
 from deas_vla.evaluation.results.report import write_all
 from deas_vla.evaluation.results.tables import text_table
+from deas_vla.guidance.config import SelectionOverride
 
 # Every simulator process imports this file: what needs LeRobot (12 s) is imported in main().
 
@@ -29,7 +30,7 @@ class EvalConfig:
         candidates: Numbers of candidates to compare, over the same episodes.
         episodes: Episodes for each.
         seed: Of the set of episodes; every seed has its own episodes and noise.
-        temperature: Of the choice among candidates; 0 takes the best.
+        selection: How one of the candidates is chosen, where not as the bundle says.
         workers: Simulator processes, of each process of `accelerate launch`.
         batch_size: Observations per policy call; 1 on a CPU and 8 on a GPU when 0.
         video: Write mp4s of a success and of a failure with the most candidates.
@@ -41,7 +42,7 @@ class EvalConfig:
     candidates: list[int] = field(default_factory=lambda: [1, 16])
     episodes: int = 100
     seed: int = 0
-    temperature: float = 0.0
+    selection: SelectionOverride = field(default_factory=SelectionOverride)
     workers: int = 2
     batch_size: int = 0
     video: bool = True
@@ -64,10 +65,10 @@ def main(config: EvalConfig) -> None:
         [spec.name], [config.seed], config.episodes, config.candidates, per_task=False
     )
     policy = open_bundle(config.bundle, device=launch.device)
-    policy.check_candidates(max(config.candidates))
     check_embodiment(policy.vla.spec, spec, f"bundle {config.bundle}")
     check_gl()
-    policy.config.temperature = config.temperature
+    policy.config.selection = config.selection.over(policy.config.selection)
+    policy.check_candidates(max(config.candidates))
     planner = PolicyPlanner(policy, config.batch_size or None)
     output = make_output_dir(config.output_dir or config.bundle / "eval")
     identity = journal.identity(policy, LiftConfig())

@@ -109,7 +109,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         vla=vla_config,
         pooling=config.features.pooling,
         candidates=1 if critic is None else config.guidance.candidates,
-        temperature=config.guidance.temperature,
+        selection=config.guidance.selection,
         n_action_steps=min(steps, vla.spec.action_horizon),
         adapter=finetunes or adapter is not None,
         seed=config.seed,

@@ -68,6 +68,20 @@ class Critic(nn.Module, ABC):
         """
 
     @abstractmethod
+    def member_scores(
+        self,
+        feature: Tensor,
+        state: Tensor,
+        actions: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Value of candidates by each of E members: feature (B, F), state (B, S), actions
+        (B, N, H, A) to (E, B, N), in units of return.
+
+        Differentiable in ``actions``; wrap it in ``torch.inference_mode`` to choose. Raises
+        DeasError for a chunk of another length or width than the critic's.
+        """
+
     def score(
         self,
         feature: Tensor,
@@ -75,12 +89,8 @@ class Critic(nn.Module, ABC):
         actions: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Value of candidates: feature (B, F), state (B, S), actions (B, N, H, A) to (B, N).
-
-        The smallest member of the ensemble, in units of return. Differentiable in ``actions``;
-        wrap it in ``torch.inference_mode`` to choose. Raises DeasError for a chunk of another
-        length or width than the critic's.
-        """
+        """``min_e`` of `member_scores`, (B, N): the value that the losses are pessimistic with."""
+        return self.member_scores(feature, state, actions, generator).amin(0)
 
     @abstractmethod
     def value(self, feature: Tensor, state: Tensor) -> Tensor:
@@ -114,6 +124,12 @@ class Critic(nn.Module, ABC):
             self.trainable_parameters(), lr=self.config.lr, fused=True, capturable=capturable
         )
 
+    def over_members(self, losses: Tensor, batch: ChunkBatch) -> Tensor:
+        """Mean of losses (E, B) over batch and ensemble, each member on its own bootstrap."""
+        if batch.member_weight is not None:
+            losses = losses * batch.member_weight.T
+        return losses.mean()
+
     def observe(self, feature: Tensor, state: Tensor) -> Tensor:
         """Network input for an observation, (B, F) and (B, S) to (B, D)."""
         state = self.normalizer.state(state)
@@ -121,12 +137,12 @@ class Critic(nn.Module, ABC):
             return state
         return torch.cat([self.encoder(self.normalizer.feature(feature)), state], dim=-1)
 
-    def chunk(self, actions: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Network input for chunks, (..., H, A) and (..., H) to (..., H * A).
+    def chunk(self, actions: Tensor) -> Tensor:
+        """Network input for chunks, (..., H, A) to (..., H * A).
 
-        Invalid steps are zero, and the validity mask itself is kept from the network: only chunks
-        that end the episode have one, so that it would tell Q the outcome in training and be
-        absent from every candidate scored later.
+        Which steps an episode executed is kept from the network: only chunks that end one have
+        others, so that it would tell Q the outcome in training and be absent from every candidate
+        scored later.
         """
         expected = (self.config.horizon, self.config.action_dim)
         if tuple(actions.shape[-2:]) != expected:
@@ -134,7 +150,7 @@ class Critic(nn.Module, ABC):
                 f"action chunk of shape {tuple(actions.shape[-2:])} (steps, width): this critic "
                 f"takes {expected}; cut longer chunks to its first {expected[0]} steps"
             )
-        return self.normalizer.actions(actions, valid).flatten(-2)
+        return self.normalizer.actions(actions).flatten(-2)
 
 
 class QVCritic(Critic):
@@ -165,7 +181,7 @@ class QVCritic(Critic):
     def update_target(self, rate: float | None = None) -> None:
         ema_update(self.target_critics, self.critics, self.config.ema if rate is None else rate)
 
-    def score(
+    def member_scores(
         self,
         feature: Tensor,
         state: Tensor,
@@ -178,12 +194,12 @@ class QVCritic(Critic):
         return self.expect(self.value_net(self.observe(feature, state)))
 
     def candidate_values(self, critics: EnsembleMLP, obs: Tensor, actions: Tensor) -> Tensor:
-        """``min_e Q_e(s, a_n)``: obs (B, D), actions (B, N, H, A) to (B, N)."""
+        """``Q_e(s, a_n)``: obs (B, D), actions (B, N, H, A) to (E, B, N)."""
         batch, n = actions.shape[:2]
         obs = obs.unsqueeze(1).expand(-1, n, -1)
         x = torch.cat([obs, self.chunk(actions)], dim=-1)  # (B, N, D + H*A)
         q = self.expect(critics(x.flatten(0, 1)))  # (E, B*N)
-        return q.amin(0).view(batch, n)
+        return q.view(-1, batch, n)
 
     def td_target(self, batch: ChunkBatch, next_value: Tensor) -> Tensor:
         """``y = R + bootstrap (1 - terminated) V(s')``, (B,) (DEAS, arXiv 2510.07730).

@@ -30,16 +30,15 @@ class ChunkBatch:
 
     feature: Tensor  # (B, F) frozen vision-language feature at s_t
     state: Tensor  # (B, S) proprioceptive state
-    actions: Tensor  # (B, H, A) action chunk
-    action_valid: Tensor  # (B, H) bool; False after the terminal step
+    actions: Tensor  # (B, H, A) action chunk; steps after a terminal one say nothing of value
     reward: Tensor  # (B,)
     bootstrap: Tensor  # (B,)
     terminated: Tensor  # (B,) bool
     next_feature: Tensor  # (B, F)
     next_state: Tensor  # (B, S)
     next_actions: Tensor | None = None  # (B, H, A) next dataset chunk, or a behaviour sample (evor)
-    next_action_valid: Tensor | None = None  # (B, H) bool
     next_candidates: Tensor | None = None  # (B, N, H, A) policy samples at s' (qc)
+    member_weight: Tensor | None = None  # (B, E) how often member e's bootstrap holds the episode
 
     def __post_init__(self) -> None:
         batch, horizon, action_dim = _shape(self, "actions", 3)
@@ -48,18 +47,16 @@ class ChunkBatch:
             _expect(self, name, (batch, width))
         for name in _SCALAR_FIELDS:
             _expect(self, name, (batch,))
-        _expect(self, "action_valid", (batch, horizon))
         if self.next_actions is not None:
             _expect(self, "next_actions", (batch, horizon, action_dim))
-        if self.next_action_valid is not None:
-            _expect(self, "next_action_valid", (batch, horizon))
         if self.next_candidates is not None:
             n = _shape(self, "next_candidates", 4)[1]
             _expect(self, "next_candidates", (batch, n, horizon, action_dim))
-        for name in ("action_valid", "terminated", "next_action_valid"):
-            value = getattr(self, name)
-            if value is not None and value.dtype != torch.bool:
-                raise DeasError(f"batch.{name} is {value.dtype}: it must be torch.bool")
+        if self.member_weight is not None:
+            members = _shape(self, "member_weight", 2)[1]
+            _expect(self, "member_weight", (batch, members))
+        if self.terminated.dtype != torch.bool:
+            raise DeasError(f"batch.terminated is {self.terminated.dtype}: it must be torch.bool")
 
     def __len__(self) -> int:
         return self.actions.shape[0]

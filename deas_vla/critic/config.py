@@ -21,8 +21,6 @@ class InferenceConfig:
 
     eta: float = 1.0
     """Temperature of ``Q* = eta log mean_j exp(z_j / eta)``, in units of return."""
-    tau_q: float = 1.0
-    """Temperature of the choice among candidates, ``p ~ exp(Q*/tau_q)``; guidance reads it."""
     samples: int = 32
     """Flow samples N_Z behind one ``Q*``."""
     flow_steps: int = 10
@@ -30,8 +28,7 @@ class InferenceConfig:
 
     def validate(self) -> None:
         """Raise DeasError for a setting that has no meaning."""
-        for name in ("eta", "tau_q"):
-            _require(getattr(self, name) > 0, f"critic.inference.{name}", self, "a number above 0")
+        _require(self.eta > 0, "critic.inference.eta", self, "a number above 0")
         for name in ("samples", "flow_steps"):
             _require(getattr(self, name) >= 1, f"critic.inference.{name}", self, "1 or more")
 
@@ -143,7 +140,8 @@ class CriticConfig:
     def from_dict(cls, values: dict[str, Any]) -> CriticConfig:
         """Inverse of `to_dict`; DeasError for a key this version doesn't know."""
         values = dict(values)
-        inference = values.pop("inference", {})
+        inference = dict(values.pop("inference", {}))
+        inference.pop("tau_q", None)  # of the choice, not of the value: guidance/selection.py
         _refuse_unknown(values, cls, "critic")
         _refuse_unknown(inference, InferenceConfig, "critic.inference")
         return cls(**values, inference=InferenceConfig(**inference))

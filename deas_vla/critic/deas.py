@@ -40,7 +40,7 @@ class Deas(QVCritic):
         self, batch: ChunkBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Metrics]:
         obs = self.observe(batch.feature, batch.state)  # (B, D)
-        obs_action = torch.cat([obs, self.chunk(batch.actions, batch.action_valid)], dim=-1)
+        obs_action = torch.cat([obs, self.chunk(batch.actions)], dim=-1)
         q_logits = self.critics(obs_action)  # (E, B, m)
         v_logits = self.value_net(obs)  # (B, m)
 
@@ -52,7 +52,7 @@ class Deas(QVCritic):
             alpha = expectile_weight(q_target - v, self.expectile)
 
         loss_v = (alpha * cross_entropy(p_target, v_logits)).mean()
-        loss_q = cross_entropy(p_y, q_logits).mean()  # over the batch and the ensemble
+        loss_q = self.over_members(cross_entropy(p_y, q_logits), batch)
         metrics = self.summary(
             loss_q=loss_q, loss_v=loss_v, q=self.expect(q_logits), q_target=q_target, v=v, y=y
         )

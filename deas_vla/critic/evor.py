@@ -58,13 +58,13 @@ class Evor(Critic):
                 "batch.next_actions = None; load it, or take deas, iql or hlg"
             )
         obs = self.observe(batch.feature, batch.state)  # (B, D)
-        obs_action = torch.cat([obs, self.chunk(batch.actions, batch.action_valid)], dim=-1)
+        obs_action = torch.cat([obs, self.chunk(batch.actions)], dim=-1)
 
         with torch.no_grad():
             next_obs_action = torch.cat(
                 [
                     self.observe(batch.next_feature, batch.next_state),
-                    self.chunk(batch.next_actions, batch.next_action_valid),
+                    self.chunk(batch.next_actions),
                 ],
                 dim=-1,
             )
@@ -77,8 +77,10 @@ class Evor(Critic):
             z_star = batch.reward + batch.bootstrap * next_z  # (E, B)
             target = self._to_flow(z_star)
 
-        loss_q, q = flow_matching(self.flows, obs_action, target, generator)
-        loss_v, v = flow_matching(self.value_flow, obs, target, generator)
+        losses, q = flow_matching(self.flows, obs_action, target, generator)
+        loss_q = self.over_members(losses, batch)
+        losses, v = flow_matching(self.value_flow, obs, target, generator)
+        loss_v = losses.mean()
         with torch.no_grad():
             metrics = {
                 "loss_q": loss_q.detach(),
@@ -92,14 +94,14 @@ class Evor(Critic):
             }
         return loss_q + loss_v, metrics
 
-    def score(
+    def member_scores(
         self,
         feature: Tensor,
         state: Tensor,
         actions: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """``min_e Q*_e(s, a_n)``, (B, N); the same noise for all candidates.
+        """``Q*_e(s, a_n)``, (E, B, N); the same noise for all candidates.
 
         Without a generator the noise is the mid-quantiles of the normal distribution: the flow
         of a scalar is monotone, so the samples are quantiles of Z and the score is repeatable.
@@ -107,7 +109,7 @@ class Evor(Critic):
         batch, n = actions.shape[:2]
         obs = self.observe(feature, state).unsqueeze(1).expand(-1, n, -1)
         obs_action = torch.cat([obs, self.chunk(actions)], dim=-1).flatten(0, 1)  # (B*N, D+C)
-        return self._optimal_value(self.flows, obs_action, generator).amin(0).view(batch, n)
+        return self._optimal_value(self.flows, obs_action, generator).view(-1, batch, n)
 
     def value(self, feature: Tensor, state: Tensor) -> Tensor:
         return self._optimal_value(self.value_flow, self.observe(feature, state), None)
@@ -168,7 +170,7 @@ def velocity(flow: nn.Module, z: Tensor, x: Tensor, condition: Tensor) -> Tensor
 def flow_matching(
     flow: nn.Module, condition: Tensor, z_star: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Loss of the straight path from noise to ``z_star`` (E, B), and where it now points.
+    """Losses (E, B) of the straight path from noise to ``z_star`` (E, B), and where it now points.
 
     The second, (E, B), is ``z_x + (1 - x) u``, the flow's own estimate of ``E[z*]``.
     """
@@ -176,7 +178,7 @@ def flow_matching(
     x = uniform(tuple(z_star.shape), generator, z_star)
     z_x = (1 - x) * eps + x * z_star
     u = velocity(flow, z_x, x, condition)
-    return (u - (z_star - eps)).square().mean(), z_x + (1 - x) * u
+    return (u - (z_star - eps)).square(), z_x + (1 - x) * u
 
 
 def mid_quantiles(n: int, like: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Iql(QVCritic):
         self, batch: ChunkBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Metrics]:
         obs = self.observe(batch.feature, batch.state)  # (B, D)
-        obs_action = torch.cat([obs, self.chunk(batch.actions, batch.action_valid)], dim=-1)
+        obs_action = torch.cat([obs, self.chunk(batch.actions)], dim=-1)
         q = self.expect(self.critics(obs_action))  # (E, B)
         v = self.expect(self.value_net(obs))  # (B,)
 
@@ -40,6 +40,6 @@ class Iql(QVCritic):
             weight = expectile_weight(q_target - v, self.config.expectile)
 
         loss_v = (weight * (q_target - v).square()).mean()
-        loss_q = (q - y).square().mean()  # over the batch and the ensemble
+        loss_q = self.over_members((q - y).square(), batch)
         metrics = self.summary(loss_q=loss_q, loss_v=loss_v, q=q, q_target=q_target, v=v, y=y)
         return loss_q + loss_v, metrics

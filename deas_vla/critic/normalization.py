@@ -18,6 +18,11 @@ from deas_vla.errors import DeasError
 
 # A dimension that moves less than this is constant: it is centred and left unscaled.
 MIN_STD = 1e-6
+# A dimension that hardly ever moves, and then far, has a tiny deviation: this share of its range is
+# the least that a unit of it stands for. (A uniform one has 0.29, a normal one about 0.13.)
+MIN_STD_OF_RANGE = 0.05
+# Beyond this many units an input says no more than "far from the data".
+LIMIT = 10.0
 _BLOCK = 2**18  # numbers held in float64 at once: 2 MB, which a cache holds
 
 
@@ -85,19 +90,20 @@ class Normalizer(nn.Module):
 
     def feature(self, feature: Tensor) -> Tensor:
         """Standardise raw pooled features, (..., F)."""
-        return (feature - self.feature_mean) / self.feature_std
+        return _clamped((feature - self.feature_mean) / self.feature_std)
 
     def state(self, state: Tensor) -> Tensor:
         """Standardise states in environment units, (..., S)."""
-        return (state - self.state_mean) / self.state_std
+        return _clamped((state - self.state_mean) / self.state_std)
 
-    def actions(self, actions: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Standardise actions in environment units, (..., A), to 0 where ``valid`` (...) is not.
+    def actions(self, actions: Tensor) -> Tensor:
+        """Standardise actions in environment units, (..., A)."""
+        return _clamped((actions - self.action_mean) / self.action_std)
 
-        Zero is the mean action: what stands in an invalid step, even a NaN, can't get through.
-        """
-        scaled = (actions - self.action_mean) / self.action_std
-        return scaled if valid is None else scaled.masked_fill(~valid.unsqueeze(-1), 0.0)
+
+def _clamped(scaled: Tensor) -> Tensor:
+    """Within `LIMIT`; a NaN stays one."""
+    return scaled.clamp(-LIMIT, LIMIT)
 
 
 def _mean_std(
@@ -105,7 +111,11 @@ def _mean_std(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over rows, (D,) float32, summed in float64."""
     count, total = 0, torch.zeros((), dtype=torch.float64)
+    low = high = torch.empty(0)
     for block in _blocks(rows, chosen):
+        least, most = block.aminmax(dim=0)
+        low = least if count == 0 else torch.minimum(low, least)
+        high = most if count == 0 else torch.maximum(high, most)
         count, total = count + len(block), total + block.sum(0)
     if count == 0:
         raise DeasError(f"{name} have no rows: statistics need at least one training frame")
@@ -115,7 +125,7 @@ def _mean_std(
     square = torch.zeros_like(mean)
     for block in _blocks(rows, chosen):
         square += (block - mean).square().sum(0)
-    std = (square / count).sqrt()
+    std = torch.maximum((square / count).sqrt(), MIN_STD_OF_RANGE * (high - low))
     std = torch.where(std < MIN_STD, torch.ones_like(std), std)
     return mean.float(), std.float()
 

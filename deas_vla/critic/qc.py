@@ -37,17 +37,19 @@ class Qc(QVCritic):
                 "batch.next_candidates = None; sample them, or take deas, iql or hlg"
             )
         obs = self.observe(batch.feature, batch.state)  # (B, D)
-        obs_action = torch.cat([obs, self.chunk(batch.actions, batch.action_valid)], dim=-1)
+        obs_action = torch.cat([obs, self.chunk(batch.actions)], dim=-1)
         q = self.expect(self.critics(obs_action))  # (E, B)
         v = self.expect(self.value_net(obs))  # (B,)
 
         with torch.no_grad():
             next_obs = self.observe(batch.next_feature, batch.next_state)
-            next_q = self.candidate_values(self.target_critics, next_obs, batch.next_candidates)
+            next_q = self.candidate_values(
+                self.target_critics, next_obs, batch.next_candidates
+            ).amin(0)
             y = self.td_target(batch, next_q.amax(-1))  # (B,)
             q_target = self.expect(self.target_critics(obs_action)).amin(0)  # (B,)
 
-        loss_q = (q - y).square().mean()  # over the batch and the ensemble
+        loss_q = self.over_members((q - y).square(), batch)
         loss_v = (q_target - v).square().mean()  # V reads out the mean over the dataset's chunks
         metrics = self.summary(loss_q=loss_q, loss_v=loss_v, q=q, q_target=q_target, v=v, y=y)
         return loss_q + loss_v, metrics

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +12,22 @@ from torch import Tensor
 
 from deas_vla.critic.batch import ChunkBatch
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.transitions import ChunkTransitions, steps_until_limit
+from deas_vla.data.tails import TailConfig, Tails
+from deas_vla.data.transitions import ChunkTransitions, gather_chunks, steps_until_limit
 from deas_vla.errors import DeasError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which transitions make a batch, and what fixes the rest of them.
+
+    Attributes:
+        rows: int64 (B,), transitions.
+        seeds: int64 (B,), of each row's tail; not negative.
+    """
+
+    rows: Tensor
+    seeds: Tensor
 
 
 class TransitionDataset:
@@ -20,7 +35,8 @@ class TransitionDataset:
 
     States, actions and transition indices live on `device`, and so do the features if they fit;
     otherwise features stay memory-mapped and only a batch's rows travel. Nothing is copied per
-    transition, and there are no worker processes: a batch is a few index operations.
+    transition, and there are no worker processes: a batch is a few index operations. Steps after a
+    chunk's last executed one are drawn from `Tails`.
 
     Args:
         table: the episodes.
@@ -31,7 +47,10 @@ class TransitionDataset:
         resident: whether features move to the device; None decides by free memory.
         next_actions: also gather the dataset's chunk at `s'` (for EVOR's target).
         candidates: (T, N, H, A) policy samples at each frame, memory-mapped or not; those at `s'`
-            are gathered (for QC's target).
+            are gathered (for QC's target), and those at `s` are one kind of tail.
+        tails: what stands in a chunk after the step that ended its episode.
+        member_weights: (E, episodes) from `bootstrap_episodes`, where each member of the ensemble
+            has episodes of its own.
 
     Raises:
         DeasError: no transitions, or features or candidates of another number of frames.
@@ -48,6 +67,8 @@ class TransitionDataset:
         resident: bool | None = None,
         next_actions: bool = False,
         candidates: NDArray[np.floating] | None = None,
+        tails: TailConfig | None = None,
+        member_weights: NDArray[np.floating] | None = None,
     ) -> None:
         for name, rows in (("features", features), ("candidates", candidates)):
             if rows is not None and len(rows) != table.num_frames:
@@ -74,8 +95,15 @@ class TransitionDataset:
         self._bootstrap = self._tensor(transitions.bootstrap)
         self._terminated = self._tensor(transitions.terminated)
         self._valid_steps = self._tensor(transitions.valid_steps)
-        self._step = torch.arange(horizon, device=self.device)
         self._candidates = candidates
+        whole = self._start[self._valid_steps == horizon]
+        tails = tails or TailConfig()
+        self._tails = Tails(self._action, self._start, whole, horizon, tails)
+        self._member_weights, self._episode = None, None
+        if member_weights is not None:
+            self._member_weights = self._tensor(member_weights.T.astype(np.float32))
+            row = np.searchsorted(table.episode_start, transitions.start, side="right") - 1
+            self._episode = self._tensor(row)
         self._next_steps = None
         if next_actions:
             left = steps_until_limit(table.terminated, table.episode_start, table.episode_end)
@@ -84,60 +112,67 @@ class TransitionDataset:
     def __len__(self) -> int:
         return len(self._start)
 
-    def batch(self, indices: Tensor) -> ChunkBatch:
+    def batch(self, draw: Draw) -> ChunkBatch:
         """Gathers transitions.
 
         Args:
-            indices: int64 (B,), each in 0..M-1, on any device.
+            draw: B rows, each in 0..M-1, and the seeds of their tails, on any device.
 
         Returns:
             float32 fields on `device`, states and actions in the table's units.
         """
-        indices = indices.to(self.device)
+        indices, seeds = draw.rows.to(self.device), draw.seeds.to(self.device)
         start, following = self._start[indices], self._next[indices]  # (B,)
-        actions, valid = self._chunks(start, self._valid_steps[indices])
-        next_actions, next_valid = None, None
+        proposed, next_candidates = self._proposed(start), self._proposed(following)
+        chunks = gather_chunks(self._action, start, self.horizon)
+        actions = self._tails.fill(chunks, self._valid_steps[indices], seeds, proposed)
+        next_actions = None
         if self._next_steps is not None:
-            next_actions, next_valid = self._chunks(following, self._next_steps[indices])
-        next_candidates = None
-        if self._candidates is not None:
-            rows = torch.from_numpy(self._candidates[following.cpu().numpy()])
-            next_candidates = rows.to(self.device).float()
+            chunks = gather_chunks(self._action, following, self.horizon)
+            # A terminated row's next chunk is its own: whole or cut, it is never read.
+            steps = self._next_steps[indices].clamp(min=1)
+            next_actions = self._tails.fill(chunks, steps, ~seeds, next_candidates)
         feature, next_feature = self._features_of(torch.cat([start, following])).chunk(2)
         return ChunkBatch(
             feature=feature,
             state=self._state[start],
             actions=actions,
-            action_valid=valid,
             reward=self._reward[indices],
             bootstrap=self._bootstrap[indices],
             terminated=self._terminated[indices],
             next_feature=next_feature,
             next_state=self._state[following],
             next_actions=next_actions,
-            next_action_valid=next_valid,
             next_candidates=next_candidates,
+            member_weight=self._weights(indices),
         )
 
-    def batches(self, draws: Iterable[Tensor]) -> Iterator[ChunkBatch]:
-        """One batch for each draw of indices; reads ahead by one where features are mapped."""
+    def batches(self, draws: Iterable[Draw]) -> Iterator[ChunkBatch]:
+        """One batch for each draw of rows; reads ahead by one where features are mapped."""
         if self.resident:
             yield from map(self.batch, draws)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = None
-            for indices in draws:
-                current, ahead = ahead, reader.submit(self.batch, indices)
+            for draw in draws:
+                current, ahead = ahead, reader.submit(self.batch, draw)
                 if current is not None:
                     yield current.result()
             if ahead is not None:
                 yield ahead.result()
 
-    def _chunks(self, start: Tensor, valid_steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Zero-filled chunks (B, H, A) and their validity (B, H); as `gather_actions`."""
-        valid = self._step < valid_steps.unsqueeze(1)
-        frames = (start.unsqueeze(1) + self._step).clamp_(max=len(self._action) - 1)
-        return self._action[frames].masked_fill_(~valid.unsqueeze(2), 0.0), valid
+    def _proposed(self, frames: Tensor) -> Tensor | None:
+        """Policy samples at frames (B,): float32 (B, N, H, A), if there are any."""
+        if self._candidates is None:
+            return None
+        rows = torch.from_numpy(self._candidates[frames.cpu().numpy()])
+        return rows.to(self.device).float()
+
+    def _weights(self, indices: Tensor) -> Tensor | None:
+        """How often each member's bootstrap holds the transitions' episodes, (B, E)."""
+        if self._member_weights is None or self._episode is None:
+            return None
+        return self._member_weights[self._episode[indices]]
 
     def _features_of(self, frames: Tensor) -> Tensor:
         """Features of some frames as float32 (B, F)."""
@@ -150,6 +185,30 @@ class TransitionDataset:
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.array(values)).to(self.device)  # a copy: maps are read-only
+
+
+def bootstrap_episodes(
+    members: int, episodes: NDArray[np.int64], count: int, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """How often each member's bootstrap sample holds each episode (Efron and Tibshirani 1993).
+
+    Members disagree about what only some of them have seen, and not where all were trained on the
+    same batches.
+
+    Args:
+        members: E.
+        episodes: Rows of the episodes that are trained on.
+        count: Episodes of the table.
+        generator: Of the draws, with replacement.
+
+    Returns:
+        (E, count); 0 for other episodes, 1 on average over ``episodes``.
+    """
+    weights = np.zeros((members, count), dtype=np.float32)
+    for member in range(members):
+        drawn = generator.choice(episodes, size=len(episodes))
+        weights[member] = np.bincount(drawn, minlength=count)
+    return weights
 
 
 def _free_bytes(device: torch.device) -> int:

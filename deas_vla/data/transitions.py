@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deas_vla.errors import DeasError
 
@@ -27,7 +29,7 @@ class ChunkTransitions:
         bootstrap: float32, weight of `V(s')`: `g2^H`, `g2^k` for a chunk of `k` steps kept by
             `tail="bootstrap"`, 0 where terminated.
         terminated: bool, a true terminal (success) lies inside the chunk.
-        valid_steps: int64 in 1..H, steps that were executed; later actions are zero-filled.
+        valid_steps: int64 in 1..H, steps that were executed; `tails.Tails` draws the later ones.
     """
 
     start: NDArray[np.int64]
@@ -122,28 +124,19 @@ def chunk_transitions(
     )
 
 
-def gather_actions(
-    actions: NDArray[np.float32],
-    start: NDArray[np.integer],
-    valid_steps: NDArray[np.integer],
-    horizon: int,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Action chunks of the given starts, zero-filled after their valid steps.
+def gather_chunks(actions: Tensor, start: Tensor, horizon: int) -> Tensor:
+    """The H recorded actions from each start on, whichever of them belong to its episode.
 
     Args:
         actions: (T, A) actions of all frames.
-        start: (M,) global frame index of each chunk's first action.
-        valid_steps: (M,) steps of each chunk that were executed, 1..H.
+        start: int64 (M,), global frame index of each chunk's first action.
         horizon: `H`.
 
     Returns:
-        (M, H, A) float32 chunks and their (M, H) bool validity.
+        (M, H, A); beyond the last frame that frame's action repeats.
     """
-    step = np.arange(horizon)
-    valid = step < np.asarray(valid_steps)[:, None]  # (M, H)
-    index = np.minimum(np.asarray(start)[:, None] + step, len(actions) - 1)  # (M, H)
-    chunks = np.where(valid[:, :, None], actions[index], 0).astype(np.float32)  # (M, H, A)
-    return chunks, valid
+    step = torch.arange(horizon, device=start.device)
+    return actions[(start.unsqueeze(1) + step).clamp_(max=len(actions) - 1)]
 
 
 def monte_carlo_chunk_returns(

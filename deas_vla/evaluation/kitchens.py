@@ -18,6 +18,7 @@ from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.trials import paired_trials
 from deas_vla.evaluation.engine.workers import Trial
+from deas_vla.guidance.config import SelectionOverride
 
 if TYPE_CHECKING:  # simulator processes import this file, and torch takes long
     from deas_vla.guidance.guided import ValueGuidedPolicy
@@ -66,7 +67,7 @@ class KitchenRolloutConfig:
         tasks: RoboCasa's tasks, their names of 2024, or its groups such as ``atomic_seen``.
         candidates: Numbers of candidates, each over the same episodes; ``[1,16]`` with a critic
             and ``[1]`` without when left out.
-        temperature: Of the choice among candidates; 0 takes the best.
+        selection: How one of the candidates is chosen, where not as the bundle says.
         n_action_steps: Steps executed of a chunk; the bundle's own number when 0, half the chunk
             without a bundle.
         episodes: Of each task, seed and number of candidates.
@@ -87,7 +88,7 @@ class KitchenRolloutConfig:
     bundle: Path | None = None
     tasks: list[str] = field(default_factory=lambda: ["atomic_seen"])
     candidates: list[int] | None = None
-    temperature: float = 0.0
+    selection: SelectionOverride = field(default_factory=SelectionOverride)
     n_action_steps: int = 0
     episodes: int = 50
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -169,7 +170,7 @@ class KitchenRolloutConfig:
         source = f"bundle {self.bundle}" if self.bundle else f"checkpoint {self.policy.path}"
         for spec in specs:
             check_embodiment(policy.vla.spec, spec, source)
-        policy.config.temperature = self.temperature
+        policy.config.selection = self.selection.over(policy.config.selection)
         return policy
 
     def trials(self, specs: list[EnvSpec], *, has_critic: bool) -> list[Trial]:

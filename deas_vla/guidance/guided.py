@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from deas_vla.critic.serialization import load_critic, save_critic
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
+from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.noise import CandidateNoise
-from deas_vla.guidance.selection import select
+from deas_vla.guidance.selection import Selection, select
 from deas_vla.policies.config import VLAConfig, load_vla
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLA, Encoding
 
 STATS_FILE = "dataset_stats.json"
+_log = logging.getLogger(__name__)
 
 
 @PreTrainedConfig.register_subclass("deas_guided")
@@ -36,7 +39,7 @@ class ValueGuidedConfig(PreTrainedConfig):
         vla: Base checkpoint and embodiment.
         pooling: How backbone tokens become the critic's feature.
         candidates: N, chunks sampled per decision; 1 is the base policy.
-        temperature: Of the choice; 0 takes the best, above 0 is V-GPS's softmax.
+        selection: How one of them is chosen.
         n_action_steps: Steps of the chosen chunk executed before the next decision.
         adapter: Whether ``policy/`` holds a PEFT adapter.
         seed: Of the candidate noise until :meth:`ValueGuidedPolicy.reset` is given another.
@@ -45,7 +48,7 @@ class ValueGuidedConfig(PreTrainedConfig):
     vla: VLAConfig = field(default_factory=lambda: VLAConfig(path=""))
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     candidates: int = 16
-    temperature: float = 0.0
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     n_action_steps: int = 8
     adapter: bool = True
     seed: int = 0
@@ -80,13 +83,27 @@ class Decision:
 
     Attributes:
         candidates: (B, N, H, A) chunks, environment units.
-        scores: (B, N) critic values, or None where N is 1 and no critic was asked.
-        chosen: int64 (B,).
+        feature: (B, F) what the critic saw of the pictures and the instruction; None without one.
+        state: (B, S) proprioceptive state.
+        members: (E, B, N) values of the critic's ensemble, or None where no critic was asked.
+        selection: What was chosen, and by which scores.
     """
 
     candidates: Tensor
-    scores: Tensor | None
-    chosen: Tensor
+    feature: Tensor | None
+    state: Tensor
+    members: Tensor | None
+    selection: Selection
+
+    @property
+    def chosen(self) -> Tensor:
+        """int64 (B,)."""
+        return self.selection.chosen
+
+    @property
+    def scores(self) -> Tensor | None:
+        """(B, N), or None where no critic was asked."""
+        return self.selection.scores
 
     @property
     def chunk(self) -> Tensor:
@@ -119,6 +136,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         self.critic = critic
         self.dataset_stats = dataset_stats
         self.last_decision: Decision | None = None
+        self._warned = False
         self.eval()
         self.reset()
 
@@ -168,19 +186,29 @@ class ValueGuidedPolicy(PreTrainedPolicy):
     ) -> Decision:
         """Sample N candidates from one encoding, score them on their first H steps, choose."""
         candidates = self.vla.sample(encoding, noise)  # (B, N, H_policy, A)
-        if candidates.shape[1] == 1:
-            return Decision(candidates, None, torch.zeros(len(candidates), dtype=torch.int64))
-        assert self.critic is not None  # N > 1 is refused without one
-        scores = self.critic.score(
-            self.feature(encoding),
-            encoding.state.to(self.vla.device),
-            candidates[:, :, : self.critic.config.horizon].to(self.vla.device),
-        )
-        return Decision(candidates, scores, select(scores, self.config.temperature, generators))
+        rule = self.config.selection
+        feature = members = scale = None
+        if self.critic is not None:
+            feature = self.feature(encoding)
+            scale = self.critic.normalizer.action_std
+            if candidates.shape[1] > 1 and rule.asks_critic:
+                chunks = candidates[:, :, : self.critic.config.horizon].to(self.vla.device)
+                state = encoding.state.to(self.vla.device)
+                members = self.critic.member_scores(feature, state, chunks)  # (E, B, N)
+        selection = select(rule, candidates, members, generators, scale)
+        self._warn_of_scores(selection)
+        return Decision(candidates, feature, encoding.state, members, selection)
+
+    def _warn_of_scores(self, selection: Selection) -> None:
+        if not self._warned and not bool(selection.finite.all()):
+            self._warned = True
+            _log.warning(
+                "a candidate's score is not finite: candidate 0 is kept there; retrain the critic"
+            )
 
     def check_candidates(self, candidates: int) -> None:
         """DeasError for a number of candidates that this policy cannot choose among."""
-        _check_candidates(candidates, self.critic)
+        _check_candidates(candidates, self.critic, self.config.selection)
 
     def feature(self, encoding: Encoding) -> Tensor:
         """The critic's view of an observation: float32 (B, F)."""
@@ -268,7 +296,7 @@ def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tenso
 
 def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
     horizon = vla.spec.action_horizon
-    _check_candidates(config.candidates, critic)
+    _check_candidates(config.candidates, critic, config.selection)
     if not 1 <= config.n_action_steps <= horizon:
         raise DeasError(
             f"n_action_steps {config.n_action_steps} is outside the policy's chunk of {horizon}: "
@@ -288,10 +316,11 @@ def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
         )
 
 
-def _check_candidates(candidates: int, critic: Critic | None) -> None:
+def _check_candidates(candidates: int, critic: Critic | None, rule: SelectionConfig) -> None:
+    rule.check(critic.config.ensemble if critic is not None else None)
     if candidates < 1:
         raise DeasError(f"candidates {candidates}: use 1 (base policy) or more")
-    if candidates > 1 and critic is None:
+    if candidates > 1 and critic is None and rule.asks_critic:
         raise DeasError(
             f"candidates {candidates} without a critic: train one (--stages=critic) or "
             "use --candidates=[1]"

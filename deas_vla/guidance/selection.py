@@ -1,39 +1,95 @@
-"""Which of N scored candidates is executed (algorithms: best-of-N; V-GPS, arXiv 2410.13816)."""
+"""Which of N scored candidates is executed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deas_vla.errors import DeasError
+from deas_vla.guidance.config import SelectionConfig
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A choice for each of B decisions.
+
+    Attributes:
+        chosen: int64 (B,).
+        scores: (B, N), what was compared, in units of return; None where no critic was asked.
+        finite: bool (B,), false where a score was not finite and candidate 0 stayed.
+    """
+
+    chosen: Tensor
+    scores: Tensor | None
+    finite: Tensor
 
 
 def select(
-    scores: Tensor, temperature: float, generators: Sequence[torch.Generator] = ()
-) -> Tensor:
+    config: SelectionConfig,
+    candidates: Tensor,
+    members: Tensor | None,
+    generators: Sequence[torch.Generator],
+    scale: Tensor | None = None,
+) -> Selection:
     """Choose one candidate per row.
 
     Args:
-        scores: (B, N) critic values.
-        temperature: 0 takes the argmax; above 0 draws with probability
-            ``softmax(scores / temperature)``, in units of return (V-GPS, section 4).
-        generators: Randomness of each row's draw; not used at temperature 0.
+        config: The rule; ``check`` has passed.
+        candidates: (B, N, H, A) chunks in environment units; ``medoid`` compares them.
+        members: (E, B, N) values of the ensemble, or None where the rule asks no critic.
+        generators: Randomness of each row's draw.
+        scale: (A,) units of the actions that ``medoid`` measures distances in.
 
     Returns:
-        int64 (B,).
-
-    Raises:
-        DeasError: A negative temperature, or a score that is not finite.
+        The choice. A row with a score that is not finite keeps candidate 0.
     """
-    if temperature < 0:
-        raise DeasError(f"temperature {temperature} is negative: use 0 for argmax or a value above")
-    if not torch.isfinite(scores).all():
-        raise DeasError(
-            f"candidate scores hold {scores[~torch.isfinite(scores)][0]}: retrain the critic"
-        )
-    if temperature == 0:
-        return scores.argmax(dim=1)
-    probabilities = torch.softmax(scores.double() / temperature, dim=1)
+    batch, count = candidates.shape[:2]
+    if members is None:
+        if count == 1:
+            chosen = torch.zeros(batch, dtype=torch.int64)
+        elif config.rule == "medoid":
+            chosen = _medoid(candidates, scale)
+        else:
+            chosen = _uniform(count, generators)
+        return Selection(chosen, None, torch.ones(batch, dtype=torch.bool))
+    scores = pooled(members, config)  # (B, N)
+    finite = torch.isfinite(members).all(dim=2).all(dim=0)  # (B,)
+    safe = scores.masked_fill(~finite.unsqueeze(1), 0.0)
+    if config.rule == "softmax":
+        chosen = _draw(safe / config.temperature, generators)
+    else:
+        chosen = safe.argmax(dim=1)
+        if config.reluctance > 0:
+            chosen = torch.where(_convinced(members, chosen, config.reluctance), chosen, 0)
+    return Selection(torch.where(finite, chosen, 0), scores, finite)
+
+
+def pooled(members: Tensor, config: SelectionConfig) -> Tensor:
+    """One score (B, N) of the ensemble's values (E, B, N): the smallest, or mean - kappa std."""
+    if config.ensemble == "min":
+        return members.amin(0)
+    return members.mean(0) - config.kappa * members.std(0, correction=0)
+
+
+def _convinced(members: Tensor, chosen: Tensor, reluctance: float) -> Tensor:
+    """Whether the chosen beats candidate 0 by more than the members disagree about it, (B,)."""
+    row = torch.arange(members.shape[1], device=members.device)
+    gain = members[:, row, chosen] - members[:, :, 0]  # (E, B)
+    return gain.mean(0) > reluctance * gain.std(0, correction=0)
+
+
+def _medoid(candidates: Tensor, scale: Tensor | None) -> Tensor:
+    """The candidate with the smallest summed distance to the others, int64 (B,)."""
+    flat = (candidates if scale is None else candidates / scale).flatten(2).double()
+    return torch.cdist(flat, flat).sum(2).argmin(dim=1)
+
+
+def _uniform(count: int, generators: Sequence[torch.Generator]) -> Tensor:
+    return torch.cat([torch.randint(count, (1,), generator=generator) for generator in generators])
+
+
+def _draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    probabilities = torch.softmax(logits.double(), dim=1)
     rows = zip(probabilities.cpu(), generators, strict=True)
     drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in rows]
-    return torch.cat(drawn).to(scores.device)
+    return torch.cat(drawn).to(logits.device)

@@ -6,8 +6,10 @@ from pathlib import Path
 from deas_vla.critic.config import CriticConfig
 from deas_vla.data.pooling import PoolingConfig
 from deas_vla.data.rewards import RewardConfig
+from deas_vla.data.tails import TailConfig
 from deas_vla.data.transitions import Tail
 from deas_vla.errors import DeasError
+from deas_vla.guidance.config import SelectionConfig
 from deas_vla.policies.config import VLAConfig
 from deas_vla.policies.vla import VLASpec
 from deas_vla.training.checkpoints import CheckpointConfig
@@ -117,6 +119,9 @@ class CriticTrainingConfig(CriticConfig):
         compile: ``torch.compile`` the loss and, on one GPU, replay the whole update as a CUDA
             graph. The first updates take a minute; results differ by rounding.
         reward: Reward convention.
+        bootstrap_episodes: Whether each member of the ensemble trains on a bootstrap sample of the
+            episodes of its own, so that their disagreement tells where data are few.
+        tails: What stands in a chunk after the step that ended its episode.
         tail: What becomes of chunks that a time limit cuts: ``drop`` or ``bootstrap``.
         policy_samples: Chunks the policy samples at each frame for the target of ``qc``, the one
             algorithm that asks it.
@@ -129,6 +134,8 @@ class CriticTrainingConfig(CriticConfig):
     grad_clip: float = 0.0
     compile: bool = False
     reward: RewardConfig = field(default_factory=RewardConfig)
+    bootstrap_episodes: bool = False
+    tails: TailConfig = field(default_factory=TailConfig)
     tail: Tail = "drop"
     policy_samples: int = 16
     log_every: int = 100
@@ -146,12 +153,12 @@ class GuidanceConfig:
 
     Attributes:
         candidates: Chunks sampled per decision.
-        temperature: Of the choice; 0 takes the best.
+        selection: How one of them is chosen.
         n_action_steps: Steps executed of the chosen chunk; the critic's chunk length when 0.
     """
 
     candidates: int = 16
-    temperature: float = 0.0
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     n_action_steps: int = 0
 
 

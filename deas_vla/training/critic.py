@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from deas_vla.critic.base import Critic
-from deas_vla.data.dataset import TransitionDataset
+from deas_vla.data.dataset import TransitionDataset, bootstrap_episodes
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.evaluation.offline.metrics import spearman
 from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks
@@ -60,6 +60,12 @@ def train_critic(
         device=accelerator.device,
         next_actions=config.algorithm == "evor",
         candidates=candidates,
+        tails=config.tails,
+        member_weights=bootstrap_episodes(
+            config.ensemble, episodes, table.num_episodes, np.random.default_rng(run.seed)
+        )
+        if config.bootstrap_episodes
+        else None,
     )
     critic = new_critic(table, features, episodes, config, run.seed).to(accelerator.device)
     generator = torch.Generator(accelerator.device)
@@ -82,13 +88,13 @@ def train_critic(
     )
     start = checkpoints.resume()
     update.resume(start)
-    rows, ahead = tee(run.batches(len(data), config.batch_size, range(start, config.steps)))
-    bar = run.bar(zip(rows, data.batches(ahead), strict=True), "critic", start, config.steps)
+    draws, ahead = tee(run.batches(len(data), config.batch_size, range(start, config.steps)))
+    bar = run.bar(zip(draws, data.batches(ahead), strict=True), "critic", start, config.steps)
     with run.preemption.deferred():
-        for step, (indices, batch) in enumerate(bar, start):
+        for step, (draw, batch) in enumerate(bar, start):
             logged = step % config.log_every == 0 or step == config.steps - 1
             loss, metrics = update(batch, want_metrics=logged)
-            watch.record(step, indices, loss)
+            watch.record(step, draw.rows, loss)
             if logged:
                 watch.check()
                 values = {name: float(value) for name, value in metrics.items()}

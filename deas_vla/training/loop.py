@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
+from deas_vla.data.dataset import Draw
 from deas_vla.errors import DeasError
 
 
@@ -17,7 +17,7 @@ def index_batches(
     *,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[Tensor]:
+) -> Iterator[Draw]:
     """Random draws with replacement: every process yields its slice of the same global batch.
 
     The draws are one stream, whatever the number of processes is, and a step's draw depends on its
@@ -32,7 +32,7 @@ def index_batches(
         world: Processes in all.
 
     Yields:
-        int64 (batch_size / world,).
+        ``batch_size / world`` rows and their seeds.
 
     Raises:
         DeasError: ``batch_size`` does not divide among the processes.
@@ -42,11 +42,14 @@ def index_batches(
             f"batch_size {batch_size} does not divide among {world} processes: use a multiple"
         )
     generator = torch.Generator().manual_seed(seed)
+    tails = torch.Generator().manual_seed(seed + 1)  # of its own: rows stay what they were
     local = batch_size // world
+    mine = slice(rank * local, (rank + 1) * local)
     for step in range(steps.stop):
         drawn = torch.randint(count, (batch_size,), generator=generator)
+        seeds = torch.randint(2**62, (batch_size,), generator=tails)
         if step >= steps.start:
-            yield drawn[rank * local : (rank + 1) * local]
+            yield Draw(drawn[mine], seeds[mine])
 
 
 def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:

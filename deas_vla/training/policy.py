@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.transitions import gather_actions
+from deas_vla.data.transitions import gather_chunks
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training.config import PolicyConfig
@@ -69,10 +69,10 @@ def policy_targets(
     horizon = vla.spec.action_horizon
     ends = np.repeat(table.episode_end, table.episode_lengths)
     valid_steps = np.minimum(ends[starts] - starts, horizon)
-    action, valid = gather_actions(table.action, starts, valid_steps, horizon)
-    return vla.preprocess_targets(
-        torch.from_numpy(table.state[starts]), torch.from_numpy(action), torch.from_numpy(valid)
-    )
+    action = gather_chunks(torch.from_numpy(table.action), torch.from_numpy(starts), horizon)
+    valid = torch.arange(horizon) < torch.from_numpy(valid_steps).unsqueeze(1)  # (M, H)
+    action[~valid] = 0.0
+    return vla.preprocess_targets(torch.from_numpy(table.state[starts]), action, valid)
 
 
 def add_lora(vla: GrootVLA, config: PolicyConfig) -> None:
@@ -159,7 +159,8 @@ def finetune_policy(
     bar = run.bar(draws, "policy", start, config.steps)
     vla.model.train()
     with run.preemption.deferred(), vla.gradient_checkpointing(config.gradient_checkpointing):
-        for step, rows in enumerate(bar, start):
+        for step, draw in enumerate(bar, start):
+            rows = draw.rows
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * warmup_cosine(step, config.steps)
             parts = rows.tensor_split(config.gradient_accumulation_steps)

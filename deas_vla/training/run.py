@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
+from deas_vla.data.dataset import Draw
 from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints
 from deas_vla.training.loop import index_batches
 from deas_vla.training.preemption import Preemption
@@ -34,7 +34,7 @@ class Run:
     seed: int
     log: Callable[[dict[str, float], int], None]
 
-    def batches(self, count: int, batch_size: int, steps: range) -> Iterator[Tensor]:
+    def batches(self, count: int, batch_size: int, steps: range) -> Iterator[Draw]:
         """This process' part of the draws from ``count`` rows; see `index_batches`."""
         return index_batches(
             count,

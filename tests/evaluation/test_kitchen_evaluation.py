@@ -18,7 +18,7 @@ from deas_vla.envs.rollout import Episode, Plan
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.agents import check_embodiment
 from deas_vla.evaluation.engine.planning import Look
-from deas_vla.evaluation.engine.workers import Job, SimulatorPool, Trial, every_step
+from deas_vla.evaluation.engine.workers import Job, RunEpisode, SimulatorPool, Trial, every_step
 from deas_vla.evaluation.kitchens import KitchenRolloutConfig
 from deas_vla.policies.vla import VLASpec
 
@@ -46,7 +46,7 @@ def digest(trial: Trial, episode: Episode, spec: EnvSpec) -> str:
 
 def episodes(workers: int, film: bool) -> dict[int, str | None]:
     trials = [Trial("CloseDrawer", seed, 1) for seed in (1, 2)]
-    jobs = [Job(trial, digest, every_step if film else None) for trial in trials]
+    jobs = [Job(trial, RunEpisode(digest, every_step if film else None)) for trial in trials]
     with SimulatorPool(workers, KITCHEN.make_env, PixelPlanner()) as pool:
         return {end.trial.seed: end.result for end in pool.run(jobs)}
 

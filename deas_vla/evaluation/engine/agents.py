@@ -47,13 +47,22 @@ class PolicyPlanner:
         decision = self.policy.decide(batch, streams, looks[0].candidates)
         chunks = decision.chunk[:, : self.policy.config.n_action_steps]  # (B, h, A)
         actions = chunks.cpu().numpy().astype(np.float32)
-        return [Plan(actions[row], _info(decision, row)) for row in range(len(looks))]
+        return [
+            Plan(actions[row], _info(decision, row, look.keep)) for row, look in enumerate(looks)
+        ]
 
 
-def _info(decision: Decision, row: int) -> dict[str, Any]:
+def _info(decision: Decision, row: int, keep: bool) -> dict[str, Any]:
     info: dict[str, Any] = {"chosen": int(decision.chosen[row])}
     if decision.scores is not None:
         info["scores"] = [round(float(score), 4) for score in decision.scores[row]]
+    if not bool(decision.selection.finite[row]):
+        info["not_finite"] = True
+    if keep:
+        info["candidates"] = decision.candidates[row].cpu().numpy()
+        info["state"] = decision.state[row].cpu().numpy()
+        if decision.feature is not None:
+            info["feature"] = decision.feature[row].cpu().numpy()
     return info
 
 

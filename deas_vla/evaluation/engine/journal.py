@@ -64,7 +64,7 @@ def identity(policy: "ValueGuidedPolicy", env: object) -> dict[str, Any]:
     """What makes two episodes comparable: the weights, how they are run, and the simulator.
 
     Args:
-        policy: With the temperature and the number of executed steps that it runs with.
+        policy: With the selection and the number of executed steps that it runs with.
         env: The environment's configuration, a dataclass; its task stands in every trial instead.
     """
     simulators = ("mujoco", "praxis-robosuite", "robosuite", "praxis-robocasa", "robocasa")
@@ -74,7 +74,7 @@ def identity(policy: "ValueGuidedPolicy", env: object) -> dict[str, Any]:
             versions[name] = metadata.version(name)
     return {
         "policy_revision": policy.revision(),
-        "temperature": policy.config.temperature,
+        "selection": vars(policy.config.selection),
         "n_action_steps": policy.config.n_action_steps,
         **{f"env.{name}": value for name, value in vars(env).items() if name != "task"},
         "simulator": versions,

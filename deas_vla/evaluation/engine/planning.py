@@ -17,12 +17,15 @@ class Look:
         seed: Of the episode; fixes the candidates' noise.
         plan: How many decisions the episode has had.
         candidates: N.
+        keep: Whether the plan brings all candidates and what the critic saw with it, as arrays in
+            ``info``: ``candidates`` (N, H, A), ``feature`` (F,), ``state`` (S,).
     """
 
     observation: Observation
     seed: int
     plan: int
     candidates: int
+    keep: bool = False
 
 
 class Planner(Protocol):

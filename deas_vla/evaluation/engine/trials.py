@@ -10,7 +10,7 @@ import numpy as np
 from deas_vla.envs.env import EnvSpec
 from deas_vla.envs.rollout import Episode
 from deas_vla.errors import DeasError
-from deas_vla.evaluation.engine.workers import Finished, Job, SimulatorPool, Trial
+from deas_vla.evaluation.engine.workers import Finished, Job, RunEpisode, SimulatorPool, Trial
 
 SUCCESS, TIMEOUT, ERROR = "success", "time limit", "error"
 
@@ -28,6 +28,7 @@ class Outcome:
         steps: Steps run.
         outcome: ``success``, ``time limit`` or ``error`` (the simulator failed twice).
         plans: Number of decisions.
+        not_finite: Decisions at which a score was not finite, so that candidate 0 was kept.
         q_chosen: Critic value of the chosen chunk at each decision; empty for N = 1.
         evaluation_seed: The set of episodes that this one belongs to.
         instruction: What the policy was told; empty where the simulator failed.
@@ -46,6 +47,7 @@ class Outcome:
     evaluation_seed: int = 0
     instruction: str = ""
     error: str = ""
+    not_finite: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,6 +112,7 @@ def outcome_of(trial: Trial, episode: Episode, spec: EnvSpec) -> Outcome:
         q_chosen=[info["scores"][info["chosen"]] for info in infos if "scores" in info],
         evaluation_seed=trial.evaluation_seed,
         instruction=episode.instruction,
+        not_finite=sum("not_finite" in info for info in infos),
     )
 
 
@@ -128,9 +131,10 @@ def run_trials(
         pool: Simulators.
         trials: Episodes to run.
         deliver: What becomes of an episode in its worker.
-        record: Which steps it keeps pictures of, as in `Job`.
+        record: Which steps it keeps pictures of, as in `RunEpisode`.
     """
-    for end in pool.run([Job(trial, deliver, record) for trial in trials]):
+    work = RunEpisode(deliver, record)
+    for end in pool.run([Job(trial, work) for trial in trials]):
         yield outcome_or_error(end)
 
 

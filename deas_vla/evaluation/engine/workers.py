@@ -52,22 +52,41 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job[Result]:
-    """A trial and what becomes of its episode.
+    """A trial and what is done with it.
 
     Attributes:
         trial: The episode.
-        deliver: Makes the result, in the worker; importable by name.
+        work: Makes the result in the worker, from its simulator and an agent that asks the
+            planner; picklable.
+    """
+
+    trial: Trial
+    work: Callable[[SimEnv, "RemoteAgent", Trial], Result]
+
+
+@dataclass(frozen=True)
+class RunEpisode[Result]:
+    """The work of most jobs: one rollout, and what becomes of it.
+
+    Attributes:
+        deliver: Makes the result; importable by name.
         record: As ``record_images`` of `rollout`: which steps the episode keeps pictures of;
             importable by name.
     """
 
-    trial: Trial
     deliver: Callable[[Trial, Episode, EnvSpec], Result]
     record: Callable[[int], bool] | None = None
 
+    def __call__(self, env: SimEnv, agent: "RemoteAgent", trial: Trial) -> Result:
+        episode = rollout(env, agent, trial.seed, record_images=self.record)
+        try:
+            return self.deliver(trial, episode, env.spec)
+        except OSError as error:  # a full disk is no fault of the simulator
+            raise DeasError(str(error)) from error
+
 
 def every_step(step: int) -> bool:
-    """A job's ``record`` that films all of an episode."""
+    """A ``record`` that films all of an episode."""
     return True
 
 
@@ -284,7 +303,7 @@ def _candidates(worker: _Worker) -> int:
 # ---- in the worker ------------------------------------------------------------------------------
 
 
-class _RemoteAgent:
+class RemoteAgent:
     """Asks the main process for its plans."""
 
     def __init__(self, connection: Connection, candidates: int) -> None:
@@ -297,6 +316,10 @@ class _RemoteAgent:
     def plan(self, env: SimEnv) -> Plan:
         look = Look(env.observe(), self._seed, self._plans, self._candidates)
         self._plans += 1
+        return self.ask(look)
+
+    def ask(self, look: Look) -> Plan:
+        """The planner's answer to any look."""
         try:
             self._connection.send(look)
             plan: Plan = self._connection.recv()
@@ -315,10 +338,10 @@ class _Desk:
         self._task = ""
 
     def handle(self, job: Job[Any]) -> Finished[Any] | _Broken | _Refused:
-        agent = _RemoteAgent(self._connection, job.trial.candidates)
+        agent = RemoteAgent(self._connection, job.trial.candidates)
         try:
             env = self._simulator(job.trial.task)
-            episode = rollout(env, agent, job.trial.seed, record_images=job.record)
+            return Finished(job.trial, job.work(env, agent, job.trial))
         except _MainIsGone:
             raise
         except DeasError as error:
@@ -326,10 +349,6 @@ class _Desk:
         except Exception as error:
             self._close()
             return _Broken(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        try:
-            return Finished(job.trial, job.deliver(job.trial, episode, env.spec))
-        except (DeasError, OSError) as error:
-            return _Refused(str(error))
 
     def _simulator(self, task: str) -> SimEnv:
         if self._env is None or task != self._task:

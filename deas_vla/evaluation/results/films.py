@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deas_vla.envs.env import EnvSpec
 from deas_vla.envs.rollout import Episode
 from deas_vla.evaluation.engine.trials import ERROR, Outcome, outcome_of
-from deas_vla.evaluation.engine.workers import Job, SimulatorPool, Trial, every_step
+from deas_vla.evaluation.engine.workers import Job, RunEpisode, SimulatorPool, Trial, every_step
 
 _SCALE_TO = 256  # pixels of one camera's shorter side
 _PANEL = 72  # pixels of the strip below the pictures
@@ -39,7 +39,7 @@ def film(
     deliver = functools.partial(_write_and_tell, directory)
     trials = [Trial(o.task, o.seed, o.candidates, o.evaluation_seed) for o in chosen.values()]
     films = []
-    for end in pool.run([Job(trial, deliver, every_step) for trial in trials]):
+    for end in pool.run([Job(trial, RunEpisode(deliver, every_step)) for trial in trials]):
         if end.result is not None:
             same = end.result == chosen[end.trial.episode_id]
             films.append((directory / f"{end.trial.episode_id}.mp4", end.result, same))

@@ -38,7 +38,7 @@ def write_all(
     Returns:
         What stands in ``results.json``.
     """
-    rows = success_rows(outcomes, identity["temperature"])
+    rows = success_rows(outcomes, identity["selection"]["temperature"])
     record = {
         "config": json.loads(json.dumps(asdict(config), default=str)),
         **json.loads(json.dumps(identity, default=str)),
