@@ -28,7 +28,7 @@ from deas_vla.evaluation.timing import Arm, interleave, text_lines, timing_cells
 from deas_vla.files import write_json
 from deas_vla.guidance.guided import pool_encoding
 from deas_vla.policies.config import VLAConfig, load_vla
-from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import VLA
 from deas_vla.provenance import provenance
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.features import dataset_statistics, extract_features
@@ -132,7 +132,7 @@ every round, ratios within a round. Pictures of both ways are equal to the last 
     print(f"results in {output}")
 
 
-def load_backbone(config: BackboneConfig, table: EpisodeTable, device: str) -> GrootVLA:
+def load_backbone(config: BackboneConfig, table: EpisodeTable, device: str) -> VLA:
     return load_vla(
         VLAConfig(
             path=config.path,
@@ -155,7 +155,7 @@ class Frames:
         config: BenchConfig,
         whole: EpisodeTable,
         tables: list[EpisodeTable],
-        vla: GrootVLA,
+        vla: VLA,
         accelerator: Accelerator,
     ) -> None:
         from lerobot.datasets import LeRobotDataset

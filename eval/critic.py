@@ -49,7 +49,7 @@ from deas_vla.evaluation.offline.scoring import (
 from deas_vla.evaluation.results.pages import html_picture, html_table, write_page
 from deas_vla.files import write_json
 from deas_vla.guidance.guided import ValueGuidedPolicy
-from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import VLA
 from deas_vla.provenance import provenance
 from deas_vla.training.candidates import sample_candidates
 from deas_vla.training.config import FeaturesConfig
@@ -230,7 +230,7 @@ def calibrate(
 
 def make_rivals(
     config: CriticEvalConfig,
-    vla: GrootVLA,
+    vla: VLA,
     encodings: Encodings,
     table: EpisodeTable,
     chunks: ScoredChunks,

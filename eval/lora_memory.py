@@ -53,18 +53,19 @@ def main(config: MemoryConfig) -> None:
     started = time.time()
     output = make_output_dir(config.output_dir)
     vla = meta_vla(config)
-    weights = {"backbone": size(vla.groot.backbone), "head": size(vla.groot.action_head)}
+    groot = vla.model  # LeRobot's class; the adapter goes into it in place
+    weights = {"backbone": size(groot.backbone), "head": size(groot.action_head)}
     add_lora(vla, config.policy)
     vla.model.train()
     module = FlowMatching(vla)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    blocks = len(vla.groot.action_head.model.transformer_blocks)
+    blocks = len(groot.action_head.model.transformer_blocks)
 
     rows = []
     for batch in config.batch_sizes:
-        kept = saved_bytes(module, head_inputs(vla, config, batch))
+        kept = saved_bytes(module, head_inputs(groot.config, config, batch))
         # Checkpointed: each block's input, and one block at a time in full.
-        width = vla.groot.config.input_embedding_dim
+        width = groot.config.input_embedding_dim
         inputs = 2 * batch * (1 + vla.spec.action_horizon) * width
         rows.append(
             {
@@ -119,9 +120,8 @@ def meta_vla(config: MemoryConfig) -> GrootVLA:
     return GrootVLA(model, None, None, spec, settings.model_name)
 
 
-def head_inputs(vla: GrootVLA, config: MemoryConfig, batch: int) -> dict[str, Tensor]:
+def head_inputs(settings: Any, config: MemoryConfig, batch: int) -> dict[str, Tensor]:
     """What the policy stage trains on: cached tokens, state and chunk."""
-    settings = vla.groot.config
     length = 64 * config.cameras + config.text_tokens
     chunk = (batch, settings.action_horizon, settings.max_action_dim)
     meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}

@@ -23,7 +23,6 @@ from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.guidance.selection import Selection, select
 from deas_vla.policies.config import VLAConfig, load_vla
-from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLA, Encoding
 
 STATS_FILE = "dataset_stats.json"
@@ -126,7 +125,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
     def __init__(
         self,
         config: ValueGuidedConfig,
-        vla: GrootVLA,
+        vla: VLA,
         critic: Critic | None,
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
