@@ -53,7 +53,7 @@ class PlainLoop(nn.Module):
         """One step on B transitions."""
         expect = lambda logits: self.support.expectation(F.softmax(logits, -1))  # noqa: E731
         obs = self.observe(batch.feature, batch.state)  # (B, D)
-        chunk = self.statistics.actions(batch.actions, batch.action_valid).flatten(1)
+        chunk = self.statistics.actions(batch.actions).flatten(1)
         acted = torch.cat([obs, chunk], dim=-1)
         v = self.v(obs)  # (B, m)
         with torch.no_grad():
