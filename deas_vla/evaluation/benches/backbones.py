@@ -14,7 +14,7 @@ from deas_vla.data.frames import iter_episode_frames
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.guidance.guided import pool_encoding
 from deas_vla.policies.config import VLAConfig
-from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import VLA
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -60,7 +60,7 @@ class Backbone:
     width: int
 
 
-def checkpoint_backbone(vla: GrootVLA, table: EpisodeTable, micro_batch: int) -> Backbone:
+def checkpoint_backbone(vla: VLA, table: EpisodeTable, micro_batch: int) -> Backbone:
     """A loaded VLA's backbone on the dataset's own pictures, all of which are decoded here."""
     keys = vla.spec.image_keys
     decoded = [part for _, part in iter_episode_frames(table.root, table, keys)]
