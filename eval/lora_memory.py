@@ -9,9 +9,8 @@ bfloat16 ones: an upper bound, by a third or so. Nothing is measured on a GPU: a
 workspaces and CUDA itself come on top.
 """
 
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from deas_vla.evaluation.results.pages import html_table, write_page
 from deas_vla.files import write_json
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLASpec
-from deas_vla.provenance import provenance
+from deas_vla.provenance import run_record
 from deas_vla.training.config import PolicyConfig
 from deas_vla.training.policy import FlowMatching, add_lora
 
@@ -78,9 +77,7 @@ def main(config: MemoryConfig) -> None:
             }
         )
     record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        **provenance(),
-        "wall_seconds": time.time() - started,
+        **run_record(config, started),
         "parameters": {**weights, "trained": trained},
         "rows": rows,
     }
