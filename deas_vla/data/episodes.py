@@ -251,6 +251,14 @@ def _success(
     assert reward is not None
     success = np.zeros(len(reward), dtype=bool)
     success[episode_end - 1] = reward[episode_end - 1] > 0
+    dense = int((reward[~success] > 0).sum())
+    if dense:
+        # A shaped reward is positive at any step, and would mark every episode as solved.
+        raise DeasError(
+            f"dataset {layout.root} has no next.success, and next.reward is positive at {dense} "
+            "frames that end no episode: add a next.success column (True at the step that solves "
+            "the task), and learn from the reward itself with --critic.reward.kind=dataset"
+        )
     if not success.any() and (reward < 0).any():
         # A -1/0 reward would silently turn every episode into a failure.
         raise DeasError(
