@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deas_vla.cli import run
-from deas_vla.envs.robosuite.lift import LiftConfig, lift_spec
-from deas_vla.evaluation.engine.trials import paired_trials
-from deas_vla.evaluation.lift import make_lift, open_on_lift
-from deas_vla.evaluation.runs import PolicyRun
+from deas_vla.evaluation.lift import lift_run, lift_trials, open_on_lift
 from deas_vla.guidance.config import SelectionOverride
 
 # Every simulator process imports this file: what needs LeRobot (12 s) is imported in main().
@@ -52,21 +49,12 @@ def main(config: EvalConfig) -> None:
 
     started = time.time()
     launch = Launch()
-    spec = lift_spec(LiftConfig())
-    trials = paired_trials(
-        [spec.name], [config.seed], config.episodes, config.candidates, per_task=False
-    )
+    trials = lift_trials([config.seed], config.episodes, config.candidates)
     policy = open_on_lift(config.bundle, launch.device, config.selection, config.n_action_steps)
     policy.check_candidates(max(config.candidates))
-    claimed = PolicyRun.claim(
-        launch,
-        policy,
-        LiftConfig(),
-        config.output_dir or config.bundle / "eval",
-        make_env=make_lift,
-        trials=trials,
-        workers=config.workers,
-        batch_size=config.batch_size,
+    output = config.output_dir or config.bundle / "eval"
+    claimed = lift_run(
+        launch, policy, output, trials, workers=config.workers, batch_size=config.batch_size
     )
     claimed.evaluate("Best-of-N on Lift", config, int(config.video), started)
 
