@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.batch import ChunkBatch
-from deas_vla.data.dataset import TransitionDataset
+from deas_vla.data.dataset import Draw, TransitionDataset
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.memory import MemoryWatch, evict
 from deas_vla.evaluation.benches.synthetic import EPISODE, synthetic_features, synthetic_table
@@ -112,6 +111,7 @@ def measure(
             config.critic.horizon,
             device=accelerator.device,
             resident=False,
+            tails=config.critic.tails,
         )
         critic = new_critic(table, features, everything, config.critic, config.seed)
         update = CriticUpdate(critic.to(accelerator.device), config.critic, accelerator, None)
@@ -136,7 +136,7 @@ def time_reading_ahead(
     features: NDArray[np.float16],
     path: Path,
     update: CriticUpdate,
-    draws: Iterator[Tensor],
+    draws: Iterator[Draw],
 ) -> list[dict[str, Any]]:
     """How long updates wait for batches from a file that is on the disk only, by thread or not.
 

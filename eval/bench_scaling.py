@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from torch import Tensor
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.registry import make_critic
-from deas_vla.data.dataset import TransitionDataset
+from deas_vla.data.dataset import Draw, TransitionDataset
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.synthetic import (
     EPISODE,
@@ -119,17 +118,16 @@ def time_scaling(
             config.critic.horizon,
             device=accelerator.device,
             resident=False,
+            tails=config.critic.tails,
         )
         draws = index_batches(len(data), config.critic.batch_size, range(sys.maxsize), config.seed)
 
-        def train(
-            turn: int, data: TransitionDataset = data, draws: Iterator[Tensor] = draws
-        ) -> None:
+        def train(turn: int, data: TransitionDataset = data, draws: Iterator[Draw] = draws) -> None:
             for _ in range(count):
                 update(data.batch(next(draws)))
 
         def draw_only(
-            turn: int, data: TransitionDataset = data, draws: Iterator[Tensor] = draws
+            turn: int, data: TransitionDataset = data, draws: Iterator[Draw] = draws
         ) -> None:
             for _ in range(count):
                 data.batch(next(draws))

@@ -155,12 +155,19 @@ def time_updates(
     everything, device = np.arange(table.num_episodes), accelerator.device
     batch_size = config.critic.batch_size
     transitions = make_transitions(table, everything, config.critic)
-    data = TransitionDataset(table, cached, transitions, config.critic.horizon, device=device)
+    data = TransitionDataset(
+        table,
+        cached,
+        transitions,
+        config.critic.horizon,
+        device=device,
+        tails=config.critic.tails,
+    )
     draws = index_batches(len(data), batch_size, range(sys.maxsize), config.seed)
     few = list(islice(draws, 3))  # pictures of a few batches fit in memory
     pictures = [
         backbone.inputs(np.concatenate([transitions.start[rows], transitions.next[rows]]))
-        for rows in (rows.numpy() for rows in few)
+        for rows in (draw.rows.numpy() for draw in few)
     ]
 
     def updater() -> CriticUpdate:
