@@ -143,7 +143,7 @@ def check_assets(
         )
 
 
-def package_assets() -> Path:
+def assets_root() -> Path:
     """Where the installed RoboCasa looks for its assets; found without importing it.
 
     On import RoboCasa lists the objects that are there: what comes later is not seen.
@@ -155,11 +155,6 @@ def package_assets() -> Path:
     if spec is None or spec.origin is None:
         raise DeasError(_NOT_INSTALLED.format("robocasa"))
     return Path(spec.origin).parent / "models" / "assets"
-
-
-def assets_root() -> Path:
-    """TMP"""
-    return package_assets()
 
 
 def _horizons() -> dict[str, int]:
