@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deas_vla.errors import DeasError
-from deas_vla.sim.robocasa_tasks import package_assets, robocasa_module
+from deas_vla.envs.robocasa.tasks import package_assets, robocasa_module
 
 _OBJECTS = "robocasa.models.objects.kitchen_object_utils"
 

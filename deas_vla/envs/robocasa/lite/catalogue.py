@@ -36,6 +36,17 @@ def read(name: str) -> Any:
     return copy.deepcopy(_parsed(DATA / f"{name}.yaml"))
 
 
+class Description(dict[str, Any]):
+    """A layout or a style that RoboCasa may build from several times.
+
+    It renames fixtures in the very dictionary that it is given, and begins again with the same one
+    where objects find no place.
+    """
+
+    def items(self) -> Any:
+        return copy.deepcopy(dict(self)).items()
+
+
 def layout_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (DATA / "layouts").glob("*.yaml")))
 
@@ -44,7 +55,7 @@ def style_names() -> tuple[str, ...]:
     return tuple(read("styles"))
 
 
-def layout(name: str) -> dict[str, Any]:
+def layout(name: str) -> Description:
     """A layout in RoboCasa's syntax, by name or from a YAML file.
 
     Raises:
@@ -54,10 +65,10 @@ def layout(name: str) -> dict[str, Any]:
         return _own(Path(name))
     if name not in layout_names():
         raise DeasError(f"lite layout '{name}' is unknown: use some of {list(layout_names())}")
-    return dict(copy.deepcopy(_parsed(DATA / "layouts" / f"{name}.yaml")))
+    return Description(_parsed(DATA / "layouts" / f"{name}.yaml"))
 
 
-def style(name: str) -> dict[str, Any]:
+def style(name: str) -> Description:
     """A style in RoboCasa's syntax, by name or from a YAML file.
 
     Raises:
@@ -68,7 +79,7 @@ def style(name: str) -> dict[str, Any]:
     styles = read("styles")
     if name not in styles:
         raise DeasError(f"lite style '{name}' is unknown: use some of {list(styles)}")
-    return dict(styles[name])
+    return Description(styles[name])
 
 
 def appliance_file(kind: str) -> Path:
@@ -89,9 +100,9 @@ def _splits() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
     )
 
 
-def _own(path: Path) -> dict[str, Any]:
+def _own(path: Path) -> Description:
     try:
-        return dict(yaml.safe_load(path.read_text()))
+        return Description(yaml.safe_load(path.read_text()))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise DeasError(f"{path} cannot be read as a YAML dictionary: {error}") from error
 

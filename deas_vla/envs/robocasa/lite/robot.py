@@ -1,0 +1,99 @@
+"""The robot drawn by its collision shapes: a hundred times fewer triangles than its looks have.
+
+Physics stays the same. Bodies whose mass came from the shapes that go get it stated instead, as
+MuJoCo computed it with them.
+"""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+_UNTOUCHED = {"contype": "0", "conaffinity": "0", "mass": "0"}
+_COLORS = {"gripper": "0.25 0.26 0.28 1", "robot": "0.9 0.91 0.92 1", "mobilebase": "0.4 0.42 0.45 1"}
+
+
+class PlainRobot:
+    """Rewrites robosuite's models before they are compiled; one of these serves many episodes."""
+
+    def __init__(self) -> None:
+        self._inertia: dict[str, dict[str, str]] = {}  # body to what states its mass
+
+    def attach(self, kitchen: Any) -> None:
+        """Have a robosuite environment build its next models with the plain robot."""
+        kitchen.set_xml_processor(self._rewrite)
+
+    def _rewrite(self, xml: str) -> str:
+        root = ET.fromstring(xml)
+        robots = [body for body in root.iter("body") if _part(body.get("name", "")) is not None]
+        heavy = [b for b in robots if b.find("inertial") is None and any(_looks(b))]
+        missing = {b.get("name", "") for b in heavy} - self._inertia.keys()
+        if missing:
+            self._inertia.update(_inertia(xml, missing))
+        for body in robots:
+            _replace_looks(body)
+        for body in heavy:
+            body.insert(0, ET.Element("inertial", self._inertia[body.get("name", "")]))
+        used = {geom.get("mesh") for geom in root.iter("geom")}
+        assets = root.find("asset")
+        assert assets is not None
+        for mesh in assets.findall("mesh"):
+            if mesh.get("name") not in used:
+                assets.remove(mesh)
+        return ET.tostring(root, encoding="unicode")
+
+
+def _part(name: str) -> str | None:
+    """Which part of the robot a body or mesh belongs to, by robosuite's prefixes."""
+    return next((part for part in _COLORS if name.startswith(part)), None)
+
+
+def _looks(body: ET.Element) -> Iterator[ET.Element]:
+    """The meshes of a body that are seen and not touched."""
+    for geom in body.findall("geom"):
+        if geom.get("group") == "1" and geom.get("type") == "mesh":
+            yield geom
+
+
+def _replace_looks(body: ET.Element) -> None:
+    """Show a body's collision shapes instead of its visual meshes.
+
+    The meshes' names stay, as dots that are never drawn: robosuite and RoboCasa look them up.
+    """
+    looks = list(_looks(body))
+    shapes = [g for g in body.findall("geom") if g.get("group") in (None, "0")]
+    if not looks or not shapes:
+        return
+    for look in looks:
+        name = look.get("name", "")
+        look.attrib.clear()
+        look.attrib.update(name=name, type="sphere", size="0.001", **_UNTOUCHED, group="5")
+    color = _COLORS[str(_part(body.get("name", "")))]
+    for shape in shapes:
+        kept = ("name", "type", "pos", "quat", "size", "mesh")
+        seen = {key: value for key, value in shape.attrib.items() if key in kept}
+        seen["name"] = f"{seen.get('name', body.get('name'))}_seen"
+        if seen.get("mesh", "").endswith("link1"):  # its collision mesh is as fine as its looks
+            seen["type"] = "capsule"
+        seen.update(_UNTOUCHED, group="1", rgba=color)
+        body.append(ET.Element("geom", seen))
+
+
+def _inertia(xml: str, bodies: set[str]) -> dict[str, dict[str, str]]:
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string(xml)
+    return {
+        name: {
+            "mass": repr(float(model.body(name).mass[0])),
+            "pos": _text(model.body(name).ipos),
+            "quat": _text(model.body(name).iquat),
+            "diaginertia": _text(model.body(name).inertia),
+        }
+        for name in bodies
+    }
+
+
+def _text(numbers: Any) -> str:
+    return " ".join(repr(float(n)) for n in np.asarray(numbers))
