@@ -149,6 +149,34 @@ def check_assets(
         )
 
 
+def choose_assets(
+    choice: str,
+    tasks: Sequence[str],
+    object_registries: Iterable[str] = ("objaverse", "lightwheel"),
+) -> str:
+    """``robocasa`` or ``lite``: whose kitchens are meant.
+
+    Args:
+        choice: One of the two, or ``auto``: RoboCasa's where they are there, else our own.
+        tasks: Tasks about to run, for messages.
+        object_registries: RoboCasa's registries that objects would be sampled from.
+
+    Raises:
+        DeasError: An unknown choice, or ``robocasa`` without the assets; as `check_assets`.
+    """
+    if choice not in ("robocasa", "lite", "auto"):
+        raise DeasError(f"assets '{choice}' are unknown: use robocasa, lite or auto")
+    if choice == "lite":
+        return choice
+    try:
+        check_assets(tasks, object_registries)
+    except DeasError:
+        if choice == "robocasa":
+            raise
+        return "lite"
+    return "robocasa"
+
+
 def package_assets() -> Path:
     """Where the installed RoboCasa keeps its assets; found without importing it.
 

@@ -4,11 +4,14 @@ Physics stays the same. Bodies whose mass came from the shapes that go get it st
 MuJoCo computed it with them.
 """
 
+import contextlib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from deas_vla.envs.robocasa.tasks import robocasa_module
 
 _UNTOUCHED = {"contype": "0", "conaffinity": "0", "mass": "0"}
 _COLORS = {"gripper": "0.25 0.26 0.28 1", "robot": "0.9 0.91 0.92 1", "mobilebase": "0.4 0.42 0.45 1"}
@@ -20,9 +23,20 @@ class PlainRobot:
     def __init__(self) -> None:
         self._inertia: dict[str, dict[str, str]] = {}  # body to what states its mass
 
-    def attach(self, kitchen: Any) -> None:
-        """Have a robosuite environment build its next models with the plain robot."""
+    @contextlib.contextmanager
+    def building(self, kitchen: Any) -> Iterator[None]:
+        """Have a robosuite environment build the plain robot, in the block and ever after.
+
+        Inside the block robosuite also skips compiling the robot by itself, for whole-body inverse
+        kinematics that no wheeled robot uses: it takes longer than the rest of the kitchen.
+        """
         kitchen.set_xml_processor(self._rewrite)
+        robots = robocasa_module("robosuite.models.robots.robot_model").RobotModel
+        before, robots.set_mujoco_model = robots.set_mujoco_model, lambda *_: None
+        try:
+            yield
+        finally:
+            robots.set_mujoco_model = before
 
     def _rewrite(self, xml: str) -> str:
         root = ET.fromstring(xml)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from deas_vla.envs.robocasa.lite import catalogue, shapes, textures
+from deas_vla.envs.robocasa.lite.checks import check_appliance
 from deas_vla.envs.robocasa.overlay import AssetTree
 from deas_vla.errors import DeasError
 from deas_vla.envs.robocasa.tasks import package_assets, robocasa_module
@@ -58,7 +59,9 @@ def _write_appliances(root: Path) -> None:
         (folder / f"{kind}.yaml").write_text(yaml.safe_dump(entries))
     finishes = catalogue.read("registry")["finishes"]
     for kind in catalogue.appliances():
-        shape = ET.parse(catalogue.appliance_file(kind)).getroot()
+        source = catalogue.appliance_file(kind)
+        shape = ET.parse(source).getroot()
+        check_appliance(kind, shape, str(source))
         shapes.show(shape)
         for finish, colors in finishes.items():
             model = copy.deepcopy(shape)
