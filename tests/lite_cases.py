@@ -22,7 +22,9 @@ def solve(env: KitchenEnv) -> bool:
     part = next((p for p in ("drawer", "fxtr") if hasattr(kitchen, p)), None)
     if part is not None:
         fixture = getattr(kitchen, part)
-        if task.startswith("Open"):
+        if task == "OpenDrawer":
+            fixture.set_door_state(min=1.0, max=1.0, env=kitchen)
+        elif task.startswith("Open"):
             fixture.open_door(env=kitchen, min=1.0, max=1.0)
         else:
             fixture.close_door(env=kitchen)

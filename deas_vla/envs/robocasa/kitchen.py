@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deas_vla.envs.env import IMAGE_PREFIX, EnvSpec, Observation
 from deas_vla.envs.gl import gl_failure
 from deas_vla.envs.robocasa.lite import catalogue
-from deas_vla.envs.robocasa.lite.robot import PlainRobot
+from deas_vla.envs.robocasa.lite.looks import PlainLooks
 from deas_vla.envs.robocasa.lite.scenes import instance_split, lite_scenes
 from deas_vla.envs.robocasa.lite.tree import lite_tree
 from deas_vla.envs.robocasa.overlay import AssetTree, mounted, package_tree
@@ -173,7 +173,7 @@ class KitchenEnv:
         self._make = robosuite.make
         self._controllers = robosuite.load_composite_controller_config(robot="PandaOmron")
         self._unmap = robocasa_module("robocasa.wrappers.gym_wrapper").PandaOmronKeyConverter
-        self._robot = PlainRobot()
+        self._looks = PlainLooks()
         self._tree: AssetTree | None = None
         self._kitchen: Any = None
         self._renderer: Any = None
@@ -209,7 +209,7 @@ class KitchenEnv:
                 **self._origin(seed),
             )
             building = (
-                self._robot.building(self._kitchen)
+                self._looks.building(self._kitchen)
                 if self.config.assets == "lite"
                 else contextlib.nullcontext()
             )
