@@ -6,6 +6,7 @@ inside a ``with`` block and puts them back at its end; nothing is written into t
 """
 
 import contextlib
+import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -101,9 +102,10 @@ def list_categories(objects_root: Path) -> dict[str, dict[str, Any]]:
         DeasError: RoboCasa is not installed.
     """
     objects = robocasa_module(_OBJECTS)
-    source = robocasa_module("robocasa.models.objects.kitchen_objects").__file__
-    described: dict[str, Any] = {}
-    exec(compile(Path(source).read_text(), source, "exec"), described)  # noqa: S102
+    spec = importlib.util.find_spec("robocasa.models.objects.kitchen_objects")
+    assert spec is not None and spec.loader is not None
+    described = importlib.util.module_from_spec(spec)  # a copy of its own, in no one's way
+    spec.loader.exec_module(described)
     folders = {"objaverse": "objaverse", "aigen": "aigen_objs", "lightwheel": "lightwheel"}
     before, objects.BASE_ASSET_ZOO_PATH = objects.BASE_ASSET_ZOO_PATH, str(objects_root)
     try:
@@ -117,7 +119,7 @@ def list_categories(objects_root: Path) -> dict[str, dict[str, Any]]:
                 for registry, folder in folders.items()
                 if about.get(registry) is not None
             }
-            for name, about in described["OBJ_CATEGORIES"].items()
+            for name, about in described.OBJ_CATEGORIES.items()
         }
     finally:
         objects.BASE_ASSET_ZOO_PATH = before

@@ -168,6 +168,7 @@ def choose_assets(
         raise DeasError(f"assets '{choice}' are unknown: use robocasa, lite or auto")
     if choice == "lite":
         return choice
+    extra_assets()  # a variable that names nothing is a mistake, not a reason to do without
     try:
         check_assets(tasks, object_registries)
     except DeasError:
