@@ -43,7 +43,7 @@ class PlainLooks:
     def _rewrite(self, xml: str) -> str:
         root = ET.fromstring(xml)
         robots = [body for body in root.iter("body") if _part(body.get("name", "")) is not None]
-        heavy = [b for b in robots if b.find("inertial") is None and any(_looks(b))]
+        heavy = [b for b in robots if b.find("inertial") is None and next(_looks(b), None) is not None]
         missing = {b.get("name", "") for b in heavy} - self._inertia.keys()
         if missing:
             self._inertia.update(_inertia(xml, missing))
