@@ -56,8 +56,9 @@ def main(config: EvalConfig) -> None:
         outcomes = journal.merge(output, trials)
         films = film(pool, outcomes, output / "videos", config.videos)
     record = write_all(
-        "Best-of-N in RoboCasa's kitchens", config, identity, outcomes, films, output, started
+        f"Best-of-N {config.where()}", config, identity, outcomes, films, output, started
     )
+    print(f"measured {config.where()}")
     print(text_table(record["rows"]))
     print(f"results in {output}")
 

@@ -27,4 +27,3 @@ def fingerprint_of_seeds(seeds: list[int]) -> list[str]:
         prints.append(fingerprint(env))
     env.close()
     return prints
-

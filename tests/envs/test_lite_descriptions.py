@@ -1,4 +1,4 @@
-"""Layouts, styles and appliances of lite kitchens: what is refused, and how near RoboCasa's they are."""
+"""Descriptions of lite kitchens: what is refused, and how near RoboCasa's appliances ours are."""
 
 import copy
 import xml.etree.ElementTree as ET
@@ -56,9 +56,9 @@ def test_a_layout_with_a_mistake_names_the_fixture(fields: dict[str, Any], messa
 def test_a_layout_that_is_no_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeasError, match="group 'main' is no dictionary"):
         check_layout({"main": 3}, "mine")
-    with pytest.raises(DeasError, match="'main.row' is no list of fixtures"):
+    with pytest.raises(DeasError, match=r"'main.row' is no list of fixtures"):
         check_layout({"main": {"row": {}}}, "mine")
-    with pytest.raises(DeasError, match="a fixture in 'main.row' lacks name"):
+    with pytest.raises(DeasError, match=r"a fixture in 'main.row' lacks name"):
         check_layout({"main": {"row": [{"type": "stove"}]}}, "mine")
     file = tmp_path / "mine.yaml"
     file.write_text("- just\n- a list")

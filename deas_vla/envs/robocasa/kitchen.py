@@ -1,6 +1,7 @@
 """RoboCasa365's kitchens with the PandaOmron, in LeRobot's observation and action layout."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -224,7 +225,9 @@ class KitchenEnv:
             choice = np.random.default_rng((seed, 2)).integers(len(self._scenes))
             self._scene = layout, style = self._scenes[choice]
             return {
-                "layout_and_style_ids": [(catalogue.layout(layout), catalogue.style(style))],
+                "layout_and_style_ids": [
+                    (catalogue.layout(str(layout)), catalogue.style(str(style)))
+                ],
                 "obj_instance_split": instance_split(split),
                 "obj_registries": (catalogue.REGISTRY,),
             }
@@ -323,12 +326,13 @@ class KitchenEnv:
 
 
 def _mend_robocasa() -> None:
-    """Make two of RoboCasa's habits fit for repeatable and frequent resets; idempotent.
+    """Make three habits fit for repeatable and frequent episodes; idempotent.
 
     Counters drop repeated regions through a set of XML elements, whose order follows memory
     addresses, and then draw one by index: the same seed can put an object elsewhere in another
     process. And every reset parses some seventy YAML files in pure Python, more than half of its
-    time; libyaml reads the same.
+    time; libyaml reads the same. And robosuite puts the limits of all controllers together three
+    times in each of a control step's 25 physics steps, a tenth of its time, though they stay.
     """
     import yaml
 
@@ -342,3 +346,11 @@ def _mend_robocasa() -> None:
     robocasa_module("robocasa.models.fixtures.counter").set = dict.fromkeys  # keeps the order
     for name in ("models.scenes.scene_utils", "models.scenes.kitchen_arena", "utils.env_utils"):
         robocasa_module(f"robocasa.{name}").yaml = FastYaml
+    controllers = robocasa_module("robosuite.controllers.composite.composite_controller")
+    for kind in (controllers.CompositeController, controllers.HybridMobileBase):
+        limits = vars(kind)["action_limits"]
+        if isinstance(limits, property):  # once for each controller, whose attribute it then is
+            assert limits.fget is not None
+            kept = functools.cached_property(limits.fget)
+            kept.__set_name__(kind, "action_limits")
+            kind.action_limits = kept

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deas_vla.errors import DeasError
 from deas_vla.envs.robocasa.tasks import package_assets, robocasa_module
+from deas_vla.errors import DeasError
 
 _OBJECTS = "robocasa.models.objects.kitchen_object_utils"
 
@@ -161,4 +161,3 @@ def _with_refusal(
             ) from error
 
     return sampled
-

@@ -143,7 +143,7 @@ def check_assets(
     if missing:
         raise DeasError(
             f"{', '.join(tasks)}: RoboCasa's assets are missing in "
-            f"{' and '.join(map(str, roots))} ({', '.join(sum(missing.values(), []))}): run "
+            f"{' and '.join(map(str, roots))} ({', '.join(f for gone in missing.values() for f in gone)}): run "
             f"`python -m robocasa.scripts.download_kitchen_assets --type {' '.join(missing)}`, or "
             "use the kitchens that need none with --assets=lite"
         )

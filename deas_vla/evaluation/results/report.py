@@ -39,6 +39,8 @@ def write_all(
         What stands in ``results.json``.
     """
     rows = success_rows(outcomes, identity["selection"]["temperature"])
+    if (assets := identity.get("env.assets")) is not None:  # kitchens that are never pooled
+        rows = [{**row, "assets": assets} for row in rows]
     record = {
         "config": json.loads(json.dumps(asdict(config), default=str)),
         **json.loads(json.dumps(identity, default=str)),

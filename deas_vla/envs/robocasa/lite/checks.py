@@ -1,4 +1,4 @@
-"""What RoboCasa needs of a layout, a style and an appliance, checked before MuJoCo compiles them."""
+"""What RoboCasa needs of layouts, styles and appliances, checked before MuJoCo compiles them."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping

@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from deas_vla.envs.robocasa.lite.contacts import spare_own_contacts
 from deas_vla.envs.robocasa.tasks import robocasa_module
 
 _QUALITY = {"numquads": "1", "numslices": "16", "numstacks": "8", "offsamples": "0"}
 _UNTOUCHED = {"contype": "0", "conaffinity": "0", "mass": "0"}
-_COLORS = {"gripper": "0.25 0.26 0.28 1", "robot": "0.9 0.91 0.92 1", "mobilebase": "0.4 0.42 0.45 1"}
+_COLORS = {
+    "gripper": "0.25 0.26 0.28 1",
+    "robot": "0.9 0.91 0.92 1",
+    "mobilebase": "0.4 0.42 0.45 1",
+}
 
 
 class PlainLooks:
@@ -33,6 +38,7 @@ class PlainLooks:
         kinematics that no wheeled robot uses: it takes longer than the rest of the kitchen.
         """
         kitchen.set_xml_processor(self._rewrite)
+        kitchen.set_xml_processor(spare_own_contacts)
         robots = robocasa_module("robosuite.models.robots.robot_model").RobotModel
         before, robots.set_mujoco_model = robots.set_mujoco_model, lambda *_: None
         try:
@@ -43,7 +49,9 @@ class PlainLooks:
     def _rewrite(self, xml: str) -> str:
         root = ET.fromstring(xml)
         robots = [body for body in root.iter("body") if _part(body.get("name", "")) is not None]
-        heavy = [b for b in robots if b.find("inertial") is None and next(_looks(b), None) is not None]
+        heavy = [
+            b for b in robots if b.find("inertial") is None and next(_looks(b), None) is not None
+        ]
         missing = {b.get("name", "") for b in heavy} - self._inertia.keys()
         if missing:
             self._inertia.update(_inertia(xml, missing))

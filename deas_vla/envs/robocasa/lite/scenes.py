@@ -68,7 +68,9 @@ def lite_scenes(
         check_layout(described, layout)
         check_style(catalogue.style(style), described, style)
     if not pairs:
-        raise DeasError(f"no lite kitchen of split '{split}' has {list(layouts)} and {list(styles)}")
+        raise DeasError(
+            f"no lite kitchen of split '{split}' has {list(layouts)} and {list(styles)}"
+        )
     return pairs
 
 

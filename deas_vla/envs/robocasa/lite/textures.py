@@ -28,7 +28,7 @@ def draw(name: str, pattern: str, colors: list[list[int]]) -> Picture:
     low, high = np.array(colors[-1], float), np.array(colors[0], float)
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     if pattern == "flat":
-        mix = np.ones((SIZE, SIZE))
+        mix: NDArray[np.float64] = np.ones((SIZE, SIZE))
     elif pattern == "grain":
         waves = sum(np.sin(2 * np.pi * (k * x / SIZE + rng.random())) / k for k in (3, 5, 11))
         mix = 0.5 + 0.3 * np.asarray(waves)

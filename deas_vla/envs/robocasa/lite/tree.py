@@ -11,8 +11,8 @@ import yaml
 from deas_vla.envs.robocasa.lite import catalogue, shapes, textures
 from deas_vla.envs.robocasa.lite.checks import check_appliance
 from deas_vla.envs.robocasa.overlay import AssetTree
-from deas_vla.errors import DeasError
 from deas_vla.envs.robocasa.tasks import package_assets, robocasa_module
+from deas_vla.errors import DeasError
 
 # What the installed package itself ships and lite kitchens use as it is.
 _SHIPPED = ("arenas", "fixtures/cabinets", "fixtures/handles", "fixtures/counters")
