@@ -13,11 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lerobot.configs.policies import PreTrainedConfig
-
 from deas_vla.digests import file_digest
 from deas_vla.errors import DeasError
-from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
+from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy, read_config
 from deas_vla.policies.config import VLAConfig, load_vla
 
 FORMAT_VERSION = 1
@@ -112,7 +110,7 @@ def open_bundle(
         DeasError: As `read_manifest`, or a base checkpoint that is not there.
     """
     read_manifest(directory)
-    config = PreTrainedConfig.from_pretrained(directory)
+    config = read_config(Path(directory))
     config.vla.path = base or config.vla.path
     config.n_action_steps = n_action_steps or config.n_action_steps
     return ValueGuidedPolicy.from_pretrained(directory, config=config, device=device)

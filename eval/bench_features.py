@@ -7,9 +7,8 @@ pooling, the cache) against a stage that differs from it in the decoding only. P
 be equal to the last bit, and pooled features equal in float16.
 """
 
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,13 +22,12 @@ from deas_vla.cli import make_output_dir, run
 from deas_vla.data.episodes import EpisodeTable, load_episodes
 from deas_vla.data.frames import iter_episode_frames
 from deas_vla.errors import DeasError
-from deas_vla.evaluation.results.pages import html_picture, html_table, write_page
-from deas_vla.evaluation.timing import Arm, interleave, text_lines, timing_cells, timing_row
-from deas_vla.files import write_json
+from deas_vla.evaluation.benches.backbones import BackboneSource
+from deas_vla.evaluation.results.pages import html_picture
+from deas_vla.evaluation.timing import Arm, interleave, timing_row, write_timings
 from deas_vla.guidance.guided import pool_encoding
-from deas_vla.policies.config import VLAConfig, load_vla
-from deas_vla.policies.groot import GrootVLA
-from deas_vla.provenance import provenance
+from deas_vla.policies.config import load_vla
+from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.features import dataset_statistics, extract_features
 
@@ -46,15 +44,6 @@ class SourceConfig:
 
 
 @dataclass
-class BackboneConfig:
-    """The VLA whose frozen backbone the frames go through."""
-
-    path: str = "deas_vla/assets/groot_nano"
-    embodiment: str = "robosuite_panda"
-    dtype: str = "float32"
-
-
-@dataclass
 class BenchConfig:
     """What to time.
 
@@ -65,7 +54,7 @@ class BenchConfig:
     """
 
     dataset: SourceConfig = field(default_factory=SourceConfig)
-    policy: BackboneConfig = field(default_factory=BackboneConfig)
+    policy: BackboneSource = field(default_factory=BackboneSource)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     episodes: int = 10
     rounds: int = 5
@@ -89,7 +78,10 @@ def main(config: BenchConfig) -> None:
     accelerator = Accelerator()
     blocks = whole.episode_ids[:needed].reshape(-1, config.episodes)
     tables = [load_episodes(whole.repo_id, whole.root, block.tolist()) for block in blocks]
-    vla = load_backbone(config.policy, whole, str(accelerator.device))
+    statistics = dataset_statistics(whole, np.arange(whole.num_episodes))
+    vla = load_vla(
+        config.policy.vla(whole), dataset_stats=statistics, device=str(accelerator.device)
+    )
     frames = Frames(config, whole, tables, vla, accelerator)
 
     count = lambda turn: tables[turn].num_frames  # noqa: E731
@@ -112,38 +104,18 @@ def main(config: BenchConfig) -> None:
         timing_row(STAGE, size, seconds[STAGE], INDEXED, seconds[INDEXED]),
         timing_row(INDEXED_STAGE, size, seconds[INDEXED_STAGE]),
     ]
-    record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        **provenance(),
-        "device": str(accelerator.device),
-        "threads": torch.get_num_threads(),
-        "wall_seconds": time.time() - started,
-        "rows": rows,
-    }
-    write_json(output / "results.json", record)
     draw(rows, output / "frames_per_second.png")
-    body = f"""<p>Milliseconds per frame with all {len(vla.spec.image_keys)} cameras, over
+    write_timings(
+        "Frames into features",
+        config,
+        rows,
+        output,
+        started,
+        device=accelerator.device,
+        note=f"""Milliseconds per frame with all {len(vla.spec.image_keys)} cameras, over
 {config.rounds} rounds of {config.episodes} episodes ({size} frames in all); all ways in turn in
-every round, ratios within a round. Pictures of both ways are equal to the last bit.</p>
-{html_table(*timing_cells(rows))}
-{html_picture(output / "frames_per_second.png", "frames per second")}"""
-    write_page("Frames into features", body, output / "report.html")
-    print(text_lines(rows))
-    print(f"results in {output}")
-
-
-def load_backbone(config: BackboneConfig, table: EpisodeTable, device: str) -> GrootVLA:
-    return load_vla(
-        VLAConfig(
-            path=config.path,
-            embodiment=config.embodiment,
-            image_keys=list(table.image_keys),
-            state_dim=table.state.shape[1],
-            action_dim=table.action.shape[1],
-            dtype=config.dtype,
-        ),
-        dataset_stats=dataset_statistics(table, np.arange(table.num_episodes)),
-        device=device,
+every round, ratios within a round. Pictures of both ways are equal to the last bit.""",
+        body=html_picture(output / "frames_per_second.png", "frames per second"),
     )
 
 
@@ -155,7 +127,7 @@ class Frames:
         config: BenchConfig,
         whole: EpisodeTable,
         tables: list[EpisodeTable],
-        vla: GrootVLA,
+        vla: VLA,
         accelerator: Accelerator,
     ) -> None:
         from lerobot.datasets import LeRobotDataset

@@ -11,7 +11,7 @@ import hashlib
 import multiprocessing
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from deas_vla.envs.rollout import Plan, rollout
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.results.pages import html_table, write_page
 from deas_vla.files import write_json
-from deas_vla.provenance import provenance
+from deas_vla.provenance import run_record
 
 PLANNED, EACH = "render at planning steps", "render at each step"
 
@@ -125,9 +125,7 @@ def main(config: BenchConfig) -> None:
             }
         )
     record = {
-        "config": {name: str(value) for name, value in asdict(config).items()},
-        **provenance(),
-        "wall_seconds": time.time() - started,
+        **run_record(config, started),
         "identical_episodes": len(found),
         "rows": rows,
     }

@@ -9,9 +9,8 @@ bfloat16 ones: an upper bound, by a third or so. Nothing is measured on a GPU: a
 workspaces and CUDA itself come on top.
 """
 
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from deas_vla.evaluation.results.pages import html_table, write_page
 from deas_vla.files import write_json
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLASpec
-from deas_vla.provenance import provenance
+from deas_vla.provenance import run_record
 from deas_vla.training.config import PolicyConfig
 from deas_vla.training.policy import FlowMatching, add_lora
 
@@ -53,18 +52,19 @@ def main(config: MemoryConfig) -> None:
     started = time.time()
     output = make_output_dir(config.output_dir)
     vla = meta_vla(config)
-    weights = {"backbone": size(vla.groot.backbone), "head": size(vla.groot.action_head)}
+    groot = vla.model  # LeRobot's class; the adapter goes into it in place
+    weights = {"backbone": size(groot.backbone), "head": size(groot.action_head)}
     add_lora(vla, config.policy)
     vla.model.train()
     module = FlowMatching(vla)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    blocks = len(vla.groot.action_head.model.transformer_blocks)
+    blocks = len(groot.action_head.model.transformer_blocks)
 
     rows = []
     for batch in config.batch_sizes:
-        kept = saved_bytes(module, head_inputs(vla, config, batch))
+        kept = saved_bytes(module, head_inputs(groot.config, config, batch))
         # Checkpointed: each block's input, and one block at a time in full.
-        width = vla.groot.config.input_embedding_dim
+        width = groot.config.input_embedding_dim
         inputs = 2 * batch * (1 + vla.spec.action_horizon) * width
         rows.append(
             {
@@ -77,9 +77,7 @@ def main(config: MemoryConfig) -> None:
             }
         )
     record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        **provenance(),
-        "wall_seconds": time.time() - started,
+        **run_record(config, started),
         "parameters": {**weights, "trained": trained},
         "rows": rows,
     }
@@ -119,9 +117,8 @@ def meta_vla(config: MemoryConfig) -> GrootVLA:
     return GrootVLA(model, None, None, spec, settings.model_name)
 
 
-def head_inputs(vla: GrootVLA, config: MemoryConfig, batch: int) -> dict[str, Tensor]:
+def head_inputs(settings: Any, config: MemoryConfig, batch: int) -> dict[str, Tensor]:
     """What the policy stage trains on: cached tokens, state and chunk."""
-    settings = vla.groot.config
     length = 64 * config.cameras + config.text_tokens
     chunk = (batch, settings.action_horizon, settings.max_action_dim)
     meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}

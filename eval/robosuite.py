@@ -7,15 +7,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deas_vla.cli import make_output_dir, run
-from deas_vla.envs.gl import check_gl
-from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv, lift_spec
-from deas_vla.evaluation.engine import journal
+from deas_vla.cli import run
+from deas_vla.envs.robosuite.lift import LiftConfig, lift_spec
 from deas_vla.evaluation.engine.trials import paired_trials
-from deas_vla.evaluation.engine.workers import SimulatorPool
-from deas_vla.evaluation.results.films import film
-from deas_vla.evaluation.results.report import write_all
-from deas_vla.evaluation.results.tables import text_table
+from deas_vla.evaluation.lift import make_lift, open_on_lift
+from deas_vla.evaluation.runs import PolicyRun
 from deas_vla.guidance.config import SelectionOverride
 
 # Every simulator process imports this file: what needs LeRobot (12 s) is imported in main().
@@ -31,6 +27,7 @@ class EvalConfig:
         episodes: Episodes for each.
         seed: Of the set of episodes; every seed has its own episodes and noise.
         selection: How one of the candidates is chosen, where not as the bundle says.
+        n_action_steps: Steps executed of a chunk; the bundle's own number when 0.
         workers: Simulator processes, of each process of `accelerate launch`.
         batch_size: Observations per policy call; 1 on a CPU and 8 on a GPU when 0.
         video: Write mp4s of a success and of a failure with the most candidates.
@@ -43,19 +40,14 @@ class EvalConfig:
     episodes: int = 100
     seed: int = 0
     selection: SelectionOverride = field(default_factory=SelectionOverride)
+    n_action_steps: int = 0
     workers: int = 2
     batch_size: int = 0
     video: bool = True
     output_dir: Path | None = None
 
 
-def make_env(task: str) -> LiftEnv:
-    return LiftEnv(LiftConfig())
-
-
 def main(config: EvalConfig) -> None:
-    from deas_vla.bundle import open_bundle
-    from deas_vla.evaluation.engine.agents import PolicyPlanner, check_embodiment
     from deas_vla.evaluation.engine.launch import Launch
 
     started = time.time()
@@ -64,26 +56,19 @@ def main(config: EvalConfig) -> None:
     trials = paired_trials(
         [spec.name], [config.seed], config.episodes, config.candidates, per_task=False
     )
-    policy = open_bundle(config.bundle, device=launch.device)
-    check_embodiment(policy.vla.spec, spec, f"bundle {config.bundle}")
-    check_gl()
-    policy.config.selection = config.selection.over(policy.config.selection)
+    policy = open_on_lift(config.bundle, launch.device, config.selection, config.n_action_steps)
     policy.check_candidates(max(config.candidates))
-    planner = PolicyPlanner(policy, config.batch_size or None)
-    output = make_output_dir(config.output_dir or config.bundle / "eval")
-    identity = journal.identity(policy, LiftConfig())
-    launch.claim(output, identity)
-
-    with SimulatorPool(config.workers, make_env, planner) as pool:
-        journal.run_missing(pool, trials, output, launch.rank, launch.world)
-        launch.wait()
-        if launch.rank > 0:
-            return
-        outcomes = journal.merge(output, trials)
-        films = film(pool, outcomes, output / "videos", int(config.video))
-    record = write_all("Best-of-N on Lift", config, identity, outcomes, films, output, started)
-    print(text_table(record["rows"]))
-    print(f"results in {output}")
+    claimed = PolicyRun.claim(
+        launch,
+        policy,
+        LiftConfig(),
+        config.output_dir or config.bundle / "eval",
+        make_env=make_lift,
+        trials=trials,
+        workers=config.workers,
+        batch_size=config.batch_size,
+    )
+    claimed.evaluate("Best-of-N on Lift", config, int(config.video), started)
 
 
 if __name__ == "__main__":

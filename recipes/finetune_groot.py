@@ -20,7 +20,7 @@ from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes,
 from deas_vla.data.layout import open_dataset
 from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
-from deas_vla.provenance import provenance
+from deas_vla.provenance import run_record
 from deas_vla.training.candidates import candidates_by_frame
 from deas_vla.training.checkpoints import recorded_run
 from deas_vla.training.config import FinetuneConfig
@@ -30,7 +30,7 @@ from deas_vla.training.features import check_statistics, dataset_statistics, ext
 from deas_vla.training.policy import finetune_policy, restore_policy
 from deas_vla.training.preemption import Preemption
 from deas_vla.training.run import Run
-from deas_vla.training.trackers import identity, make_accelerator, plain
+from deas_vla.training.trackers import identity, make_accelerator
 
 
 def main(config: FinetuneConfig) -> None:
@@ -116,9 +116,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         device=accelerator.device.type,
     )
     record = {
-        "config": plain(config),
-        **provenance(),
-        "wall_seconds": time.time() - started,
+        **run_record(config, started),
         "data": {
             "repo_id": table.repo_id,
             "fingerprint": table.fingerprint,

@@ -305,6 +305,18 @@ def test_the_critic_knows_only_tensors() -> None:
     assert known <= CRITIC_MAY_IMPORT
 
 
+def test_only_policies_know_a_family() -> None:
+    """Training, guidance and evaluation are typed on the protocol and use nothing below it."""
+    wrong = []
+    for path in sources("deas_vla"):
+        if path.is_relative_to(ROOT / "deas_vla/policies"):
+            continue
+        wrong += [f"{relative(path)} -> {n}" for n in imported(path) if "policies.groot" in n]
+        reached = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Attribute)]
+        wrong += [f"{relative(path)}:{n.lineno}" for n in reached if n.attr == "groot"]
+    assert wrong == []
+
+
 def test_the_cycle_finder_finds_cycles() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert cycle({"a": {"b", "c"}, "b": {"c"}}) == []

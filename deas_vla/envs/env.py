@@ -68,6 +68,12 @@ class SimEnv(Protocol):
     def step(self, action: NDArray[np.float32]) -> bool:
         """Apply one action (A,) and tell whether the task now counts as done."""
 
+    def save_state(self) -> object:
+        """Everything that the next steps depend on, for `restore_state`."""
+
+    def restore_state(self, state: object) -> None:
+        """Go back to where `save_state` was called in the running episode."""
+
     def privileged(self) -> dict[str, NDArray[np.float64]]:
         """Simulator state for scripted experts and checks; never shown to a policy or a critic."""
 

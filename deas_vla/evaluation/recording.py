@@ -6,12 +6,14 @@ in. `assemble` joins them to ``dataset/``.
 """
 
 import json
+import multiprocessing
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from deas_vla.data.recording import EpisodeRecorder
 from deas_vla.envs.env import EnvSpec
@@ -23,6 +25,55 @@ from deas_vla.files import write_json
 
 STAGED, DATASET = "episodes", "dataset"
 _INDEX = Path("meta/rollouts.json")  # of a dataset: its episodes' outcomes, in their order
+
+
+@dataclass
+class ScriptedConfig:
+    """Episodes of a scripted expert; each recipe has its own defaults.
+
+    Attributes:
+        episodes: Episodes in all, or of each task where there are several.
+        sloppiness: Share of them that aims beside the object.
+        first_seed: Seed of the first episode; no two datasets share one.
+        workers: Simulator processes.
+        output: New directory.
+    """
+
+    episodes: int = 250
+    sloppiness: float = 0.5
+    first_seed: int = 0
+    workers: int = 2
+    output: Path = Path("outputs/demos")
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.episodes)
+
+
+def record_in_processes[Job](
+    recorder: EpisodeRecorder,
+    run: Callable[[Job], Episode],
+    jobs: Sequence[Job],
+    workers: int,
+) -> list[bool]:
+    """Run episodes in processes of their own and record them in the order of ``jobs``.
+
+    Args:
+        recorder: Finished afterwards; discarded where an episode fails.
+        run: Makes an episode, with pictures at every step, in one of the processes.
+        jobs: What it is called with.
+        workers: Processes.
+
+    Returns:
+        Which episodes succeeded.
+    """
+    spawn = multiprocessing.get_context("spawn")  # a forked process has its parent's GL context
+    successes = []
+    with recorder, spawn.Pool(workers) as pool:
+        for episode in tqdm(pool.imap(run, jobs), total=len(jobs), desc="episodes"):
+            record_episode(recorder, episode)
+            successes.append(episode.success)
+    return successes
 
 
 def episode_recorder(

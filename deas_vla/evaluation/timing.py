@@ -3,12 +3,17 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
+
+from deas_vla.evaluation.results.pages import html_table, write_page
+from deas_vla.files import write_json
+from deas_vla.provenance import run_record
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,40 @@ def text_lines(rows: Sequence[dict[str, Any]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in table
     )
+
+
+def write_timings(
+    title: str,
+    config: Any,
+    rows: Sequence[dict[str, Any]],
+    output: Path,
+    started: float,
+    *,
+    device: torch.device,
+    note: str,
+    body: str = "",
+    **facts: Any,
+) -> None:
+    """``results.json`` and ``report.html`` in ``output``, and the same table on the terminal.
+
+    Args:
+        title: Of the report.
+        config: The script's dataclass.
+        rows: Of `timing_row`.
+        output: The directory.
+        started: Of the run, seconds since the epoch.
+        device: Where it ran.
+        note: A sentence or two of HTML above the table.
+        body: HTML below it.
+        facts: What else ``results.json`` holds.
+    """
+    where = {"device": str(device), "threads": torch.get_num_threads()}
+    record = {**run_record(config, started), **where, "rows": list(rows), **facts}
+    write_json(output / "results.json", record)
+    page = f"<p>{note} On {device}, {where['threads']} threads.</p>"
+    write_page(title, page + html_table(*timing_cells(rows)) + body, output / "report.html")
+    print(text_lines(rows))
+    print(f"results in {output}")
 
 
 def _synchronize() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import draccus
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -23,7 +24,6 @@ from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.guidance.selection import Selection, select
 from deas_vla.policies.config import VLAConfig, load_vla
-from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLA, Encoding
 
 STATS_FILE = "dataset_stats.json"
@@ -126,7 +126,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
     def __init__(
         self,
         config: ValueGuidedConfig,
-        vla: GrootVLA,
+        vla: VLA,
         critic: Critic | None,
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -268,7 +268,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             from huggingface_hub import snapshot_download
 
             root = Path(snapshot_download(str(pretrained_name_or_path)))
-        config = config or PreTrainedConfig.from_pretrained(root)
+        config = config or read_config(root)
         device = device or str(config.device)
         stats_file = root / "policy" / STATS_FILE
         stats = json.loads(stats_file.read_text()) if stats_file.exists() else None
@@ -280,6 +280,28 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         )
         critic = load_critic(root / "critic", device) if (root / "critic").is_dir() else None
         return cls(config, vla, critic, stats)
+
+
+def read_config(directory: Path) -> ValueGuidedConfig:
+    """A bundle's ``config.json``, also of one written before selection had settings of its own.
+
+    Raises:
+        DeasError: It is missing, or holds what this version does not know.
+    """
+    file = directory / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        values.pop("type", None)
+        temperature = values.pop("temperature", None)
+        if temperature is not None:
+            rule = "softmax" if temperature > 0 else "best"
+            values["selection"] = {"rule": rule, "temperature": temperature}
+        config: ValueGuidedConfig = draccus.decode(ValueGuidedConfig, values)
+    except (OSError, ValueError, draccus.utils.DecodingError) as error:
+        raise DeasError(
+            f"{file}: {' '.join(str(error).split())}; write the bundle again"
+        ) from error
+    return config
 
 
 def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import VLA
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,7 +45,7 @@ def load_vla(
     dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     adapter: Path | None = None,
     device: str = "cpu",
-) -> GrootVLA:
+) -> VLA:
     """Load the base checkpoint and, where given, a PEFT adapter over it.
 
     Raises:

@@ -1,9 +1,11 @@
-"""The small protocol behind which every VLA family stands."""
+"""The protocol behind which every VLA family stands."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -55,18 +57,60 @@ class Encoding:
 class VLA(Protocol):
     """A flow-matching vision-language-action policy with a frozen backbone.
 
+    All that training, guidance and evaluation ask of a family. B observations, N candidates, H
+    steps of the policy's chunk, A action and S state dimensions of the environment, A_model and
+    S_model those of the network, L tokens of width D.
+
     An ``observation`` is a LeRobot batch: ``observation.images.<camera>`` (B, C, H, W) uint8 or
     float in [0, 1], ``observation.state`` (B, S), ``task`` a list of B strings.
+
+    Attributes:
+        model: The network, of which an adapter is trained and saved; PEFT wraps it in place.
+        name_or_path: Where the base checkpoint came from.
+        lora_targets: Pattern of the layers that LoRA goes to.
+        projectors: Modules that are trained and kept whole, where the embodiment is new.
     """
+
+    model: Any
+    name_or_path: str
+    lora_targets: str
+    projectors: tuple[str, ...]
 
     @property
     def spec(self) -> VLASpec: ...
 
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that every picture is brought to, pixels."""
+
+    def backbone_fingerprint(self) -> str:
+        """SHA-256 over all that an observation's tokens depend on: weights and preprocessing."""
+
+    def head_fingerprint(self) -> str:
+        """SHA-256 over all that chunks depend on, given an encoding: weights, denoising steps."""
+
+    def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The network's inputs of an ``observation``, pictures, language and state."""
+
     def encode(self, observation: Mapping[str, Any]) -> Encoding:
-        """Run the frozen backbone once; no gradient."""
+        """Preprocess and run the frozen backbone once; no gradient."""
+
+    def encode_inputs(self, inputs: Mapping[str, Any], state: Tensor) -> Encoding:
+        """The backbone's half of `encode`: `preprocess`'s output and the raw state (B, S)."""
+
+    def encoding_from(self, batch: Mapping[str, Tensor]) -> Encoding:
+        """An encoding from what was kept of earlier ones; no backbone runs.
+
+        Args:
+            batch: ``tokens`` (B, L, D), ``token_mask`` and ``image_mask`` bool (B, L), and what
+                `preprocess_targets` says of the state.
+        """
 
     def sample(self, encoding: Encoding, noise: Tensor) -> Tensor:
-        """Denoise candidates from one encoding.
+        """Denoise candidates from one encoding; no gradient.
 
         Args:
             encoding: Of B observations.
@@ -75,3 +119,28 @@ class VLA(Protocol):
         Returns:
             float32 (B, N, H, A) chunks in environment units.
         """
+
+    def preprocess_targets(self, state: Tensor, action: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Normalise and pad states and chunks without looking at any picture.
+
+        Args:
+            state: (B, S) environment units.
+            action: (B, H, A) environment units.
+            valid: bool (B, H), false on steps that were not executed.
+
+        Returns:
+            ``action`` and ``action_mask`` (B, *spec.noise_shape), the mask 1 where a value is
+            real, and beside them what `encoding_from` needs of the state, B rows each.
+        """
+
+    def flow_matching_loss(self, encoding: Encoding, action: Tensor, action_mask: Tensor) -> Tensor:
+        """The action head's training loss on given tokens, a scalar: a mean over real values.
+
+        Args:
+            encoding: Of B observations.
+            action: (B, *spec.noise_shape), from `preprocess_targets`.
+            action_mask: Likewise.
+        """
+
+    def gradient_checkpointing(self, enabled: bool) -> AbstractContextManager[None]:
+        """Within it the head keeps few activations and computes them again instead."""

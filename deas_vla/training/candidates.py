@@ -1,6 +1,5 @@
 """Chunks that the policy proposes at recorded frames, from cached tokens."""
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from tqdm import tqdm
 
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
-from deas_vla.digests import update_with_weights
 from deas_vla.guidance.noise import CandidateNoise
-from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import VLA
 from deas_vla.training.features import Encodings
 from deas_vla.training.policy import policy_targets
 
@@ -24,7 +22,7 @@ _FRAMES = 64  # decoded at once
 
 @torch.no_grad()
 def sample_candidates(
-    vla: GrootVLA,
+    vla: VLA,
     encodings: Encodings,
     table: EpisodeTable,
     frames: NDArray[np.int64],
@@ -52,7 +50,7 @@ def sample_candidates(
     for part in torch.arange(len(frames)).split(_FRAMES):
         chosen = frames[part.numpy()]
         batch = encodings.batch(chosen, vla.device)
-        batch |= {name: targets[name][part].to(vla.device) for name in ("state", "embodiment_id")}
+        batch |= {name: values[part].to(vla.device) for name, values in targets.items()}
         # A frame stands for an episode: candidate k of a frame is the same whatever N is.
         noise = CandidateNoise([(seed << 40) + int(frame) for frame in chosen])
         drawn = noise.draw(candidates, vla.spec.noise_shape)
@@ -61,7 +59,7 @@ def sample_candidates(
 
 
 def candidates_by_frame(
-    vla: GrootVLA,
+    vla: VLA,
     encodings: Encodings,
     table: EpisodeTable,
     episodes: NDArray[np.int64],
@@ -93,7 +91,7 @@ def candidates_by_frame(
         other episodes.
     """
     key: Fingerprint = {
-        "policy": policy_fingerprint(vla),
+        "policy": vla.head_fingerprint(),
         "dataset": table.fingerprint,
         "episodes": ",".join(map(str, episodes)),
         "candidates": candidates,
@@ -124,10 +122,3 @@ def candidates_by_frame(
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         return cache.assemble().reshape(-1, *shape)
-
-
-def policy_fingerprint(vla: GrootVLA) -> str:
-    """SHA-256 over all weights of the action head, adapter included, and its denoising steps."""
-    digest = hashlib.sha256(str(vla.groot.action_head.num_inference_timesteps).encode())
-    update_with_weights(digest, vla.groot.action_head.state_dict())
-    return digest.hexdigest()

@@ -20,8 +20,7 @@ from deas_vla.data.frames import iter_episode_frames
 from deas_vla.data.pooling import feature_dim
 from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import STATS_FILE, pool_encoding
-from deas_vla.policies.groot import GrootVLA
-from deas_vla.policies.vla import Encoding
+from deas_vla.policies.vla import VLA, Encoding
 from deas_vla.training.config import FeaturesConfig
 
 
@@ -56,7 +55,7 @@ class Encodings:
 
 
 def extract_features(
-    vla: GrootVLA,
+    vla: VLA,
     table: EpisodeTable,
     config: FeaturesConfig,
     directory: Path,
@@ -120,7 +119,7 @@ def extract_features(
 
 
 def _encode_episode(
-    vla: GrootVLA,
+    vla: VLA,
     table: EpisodeTable,
     episode: int,
     images: dict[str, NDArray[np.uint8]],
@@ -138,7 +137,7 @@ def _encode_episode(
         yield vla.encode(batch)
 
 
-def task_masks(vla: GrootVLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def task_masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Which tokens are valid and which are of a picture, bool (K, L) each, for K instructions."""
     height, width = vla.image_size
     batch: dict[str, Any] = {
@@ -151,7 +150,7 @@ def task_masks(vla: GrootVLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     return encoding.attention_mask.cpu(), encoding.image_mask.cpu()
 
 
-def cache_key(vla: GrootVLA, table: EpisodeTable, config: FeaturesConfig, name: str) -> Fingerprint:
+def cache_key(vla: VLA, table: EpisodeTable, config: FeaturesConfig, name: str) -> Fingerprint:
     """Everything that the cached numbers depend on."""
     key: dict[str, Any] = {
         "backbone": vla.backbone_fingerprint(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.transitions import gather_chunks
 from deas_vla.errors import DeasError
-from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.vla import VLA
 from deas_vla.training.config import PolicyConfig
 from deas_vla.training.divergence import LossWatch
 from deas_vla.training.features import Encodings
@@ -26,7 +26,7 @@ _METRIC_CHUNKS = 256  # that the offline metric looks at
 class FlowMatching(nn.Module):
     """The loss as a module, so that DistributedDataParallel sees it."""
 
-    def __init__(self, vla: GrootVLA) -> None:
+    def __init__(self, vla: VLA) -> None:
         super().__init__()
         self.model = vla.model
         self._vla = vla
@@ -57,9 +57,7 @@ def chunk_starts(table: EpisodeTable, episodes: NDArray[np.int64], which: str) -
     return np.concatenate([np.arange(table.num_frames)[table.frames(int(row))] for row in chosen])
 
 
-def policy_targets(
-    vla: GrootVLA, table: EpisodeTable, starts: NDArray[np.int64]
-) -> dict[str, Tensor]:
+def policy_targets(vla: VLA, table: EpisodeTable, starts: NDArray[np.int64]) -> dict[str, Tensor]:
     """Normalised states and action chunks of ``starts``, by the policy's own preprocessor.
 
     Returns:
@@ -75,7 +73,7 @@ def policy_targets(
     return vla.preprocess_targets(torch.from_numpy(table.state[starts]), action, valid)
 
 
-def add_lora(vla: GrootVLA, config: PolicyConfig) -> None:
+def add_lora(vla: VLA, config: PolicyConfig) -> None:
     """Wrap the model by PEFT: adapters on the flow head, everything else frozen."""
     from peft import LoraConfig, get_peft_model
 
@@ -93,7 +91,7 @@ def add_lora(vla: GrootVLA, config: PolicyConfig) -> None:
 
 
 def finetune_policy(
-    vla: GrootVLA,
+    vla: VLA,
     encodings: Encodings,
     table: EpisodeTable,
     episodes: NDArray[np.int64],
@@ -199,7 +197,7 @@ def finetune_policy(
     return whole
 
 
-def restore_policy(vla: GrootVLA, config: PolicyConfig, trained: dict[str, Tensor]) -> None:
+def restore_policy(vla: VLA, config: PolicyConfig, trained: dict[str, Tensor]) -> None:
     """Give a freshly loaded policy the adapter that `finetune_policy` returned."""
     add_lora(vla, config)
     FlowMatching(vla).load_state_dict(trained, strict=False)
@@ -221,7 +219,7 @@ def head_batch(
 @torch.no_grad()
 def held_out_loss(
     module: nn.Module,
-    vla: GrootVLA,
+    vla: VLA,
     encodings: Encodings,
     table: EpisodeTable,
     held_out: NDArray[np.int64],

@@ -1,14 +1,13 @@
 """Metrics to accelerate's trackers."""
 
 import importlib.util
-import json
-from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from deas_vla.errors import DeasError
+from deas_vla.provenance import plain
 from deas_vla.training.config import FinetuneConfig
 
 
@@ -35,12 +34,6 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
             "logs" if not config.wandb.enable else config.wandb.project, config=_flat(plain(config))
         )
     return accelerator
-
-
-def plain(config: FinetuneConfig) -> dict[str, Any]:
-    """The resolved config as JSON values."""
-    resolved: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
-    return resolved
 
 
 def identity(config: FinetuneConfig, dataset: str) -> dict[str, Any]:

@@ -7,35 +7,31 @@ import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
-import draccus
 import numpy as np
 from tqdm import tqdm
 
+from deas_vla.cli import make_output_dir, run
 from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv
 from deas_vla.envs.robosuite.lift_expert import LiftExpert, LiftExpertConfig
 from deas_vla.envs.rollout import rollout
+from deas_vla.errors import DeasError
+from deas_vla.evaluation.recording import ScriptedConfig
 
 
 @dataclass
-class DataConfig:
-    """What to roll out.
+class DataConfig(ScriptedConfig):
+    """What to roll out; the quickstart dataset and evaluations use other seeds.
 
     Attributes:
-        episodes: Episodes in all.
-        first_seed: Seed of the first; the quickstart dataset and evaluations use others.
-        sloppiness: Share of episodes that aim beside the cube.
         every: Keep a picture of every n-th step, from a random phase.
         horizon: Length of the action chunk kept with each picture.
-        workers: Simulator processes.
         output: Directory for one ``part_<k>.npz`` per worker.
     """
 
     episodes: int = 1600
     first_seed: int = 1_000_000
-    sloppiness: float = 0.5
     every: int = 3
     horizon: int = 16
-    workers: int = 2
     output: Path = Path("outputs/nano_data")
 
 
@@ -44,8 +40,7 @@ def simulate(config: DataConfig, worker: int) -> None:
     env = LiftEnv(LiftConfig())
     expert = LiftExpert(LiftExpertConfig(sloppiness=config.sloppiness))
     rows: dict[str, list] = {"images": [], "state": [], "actions": [], "valid": [], "cube": []}
-    for index in tqdm(range(worker, config.episodes, config.workers), disable=worker > 0):
-        seed = config.first_seed + index
+    for seed in tqdm(config.seeds[worker :: config.workers], disable=worker > 0):
         phase = int(np.random.default_rng(seed).integers(config.every))
         cubes: list[np.ndarray] = []
 
@@ -68,9 +63,8 @@ def simulate(config: DataConfig, worker: int) -> None:
     env.close()
 
 
-def main() -> None:
-    config = draccus.parse(DataConfig)
-    config.output.mkdir(parents=True, exist_ok=True)
+def main(config: DataConfig) -> None:
+    make_output_dir(config.output)
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=simulate, args=(config, k)) for k in range(config.workers)]
     for process in workers:
@@ -78,8 +72,8 @@ def main() -> None:
     for process in workers:
         process.join()
     if any(process.exitcode for process in workers):
-        raise SystemExit("a simulator process failed: see its error above")
+        raise DeasError("a simulator process failed: see its error above")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, DataConfig)

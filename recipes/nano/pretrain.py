@@ -84,7 +84,7 @@ def backbone(vla: GrootVLA, inputs: dict[str, Tensor], index: Tensor, noise: flo
         "pixel_values": pixels.flatten(0, 1),
         "image_grid_thw": inputs["image_grid_thw"][index].flatten(0, 1),
     }
-    return vla.groot.backbone(vla.groot.backbone.prepare_input(batch))
+    return vla.model.backbone(vla.model.backbone.prepare_input(batch))
 
 
 def one_cycle(parameters: list[nn.Parameter], lr: float, steps: int):
@@ -100,7 +100,7 @@ def ground(
     """Regress cube positions from the mean of the tokens; returns the held-out error in metres."""
     scale, centre = 0.05, target[train].mean(0)
     head = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 6))
-    parameters = [*vla.groot.backbone.parameters(), *head.parameters()]
+    parameters = [*vla.model.backbone.parameters(), *head.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer, schedule = one_cycle(parameters, config.lr, config.grounding_steps)
@@ -121,7 +121,7 @@ def ground(
         schedule.step()
         if step % 50 == 0:
             progress.set_postfix(rmse_mm=f"{1e3 * scale * loss.sqrt().item():.1f}")
-    vla.groot.requires_grad_(False)
+    vla.model.requires_grad_(False)
     with torch.no_grad():
         errors = [predict(part, 0.0) * scale + centre - target[part] for part in test.split(256)]
     return torch.cat(errors).square().mean().sqrt().item()
@@ -135,7 +135,7 @@ def flow(vla, inputs, train: Tensor, test: Tensor, config: PretrainConfig) -> fl
     tokens = torch.cat([out["backbone_features"] for out in outs])
     attention = torch.cat([out["backbone_attention_mask"] for out in outs])
     images = torch.cat([out["image_mask"] for out in outs])
-    head = vla.groot.action_head
+    head = vla.model.action_head
     head.requires_grad_(True)
     head.train()
 
@@ -188,7 +188,7 @@ def main() -> None:
     print(f"flow matching: held-out loss {loss:.4f}")
     shutil.copytree(config.init, config.output, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))  # fmt: skip
-    model = vla.groot.to(torch.bfloat16)
+    model = vla.model.to(torch.bfloat16)
     model.config.dtype = "bfloat16"
     save_checkpoint(model, config.output)
     report = {

@@ -3,12 +3,9 @@
 python recipes/robocasa/make_demos.py --output=outputs/kitchen_demos
 """
 
-import multiprocessing
-import multiprocessing.pool
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from deas_vla.cli import run
 from deas_vla.envs.gl import check_gl
@@ -17,7 +14,8 @@ from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv, kitchen_sp
 from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks
 from deas_vla.envs.rollout import Episode, rollout
 from deas_vla.errors import DeasError
-from deas_vla.evaluation.recording import episode_recorder, record_episode
+from deas_vla.evaluation.engine.workers import every_step
+from deas_vla.evaluation.recording import ScriptedConfig, episode_recorder, record_in_processes
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,13 @@ class DemoKitchenConfig(KitchenConfig):
 
 
 @dataclass
-class RecordConfig:
+class RecordConfig(ScriptedConfig):
     """What to record.
 
     Attributes:
         tasks: Tasks in which a hinged part is to be closed.
         horizons: Steps until truncation of each; a sloppy episode lasts as long.
-        episodes: Episodes of each.
-        sloppiness: Share of them that passes beside the part.
-        first_seed: Seed of the first episode of each task.
         kitchen: Kitchens and cameras; its task and horizon are set from the above.
-        workers: Simulator processes.
-        output: New dataset directory.
     """
 
     tasks: list[str] = field(
@@ -49,18 +42,17 @@ class RecordConfig:
     )
     horizons: list[int] = field(default_factory=lambda: [90, 140])
     episodes: int = 50
-    sloppiness: float = 0.5
     first_seed: int = 3_000_000
     kitchen: DemoKitchenConfig = field(default_factory=DemoKitchenConfig)
-    workers: int = 2
     output: Path = Path("outputs/kitchen_demos")
 
 
-def record(kitchen: KitchenConfig, sloppiness: float, seed: int) -> Episode:
+def record(sloppiness: float, job: tuple[KitchenConfig, int]) -> Episode:
+    kitchen, seed = job
     env = KitchenEnv(kitchen)
     try:
         expert = SweepExpert(SweepExpertConfig(sloppiness=sloppiness))
-        return rollout(env, expert, seed, record_images=lambda step: True)
+        return rollout(env, expert, seed, record_images=every_step)
     finally:
         env.close()
 
@@ -77,20 +69,13 @@ def main(config: RecordConfig) -> None:
         replace(config.kitchen, task=task, horizon=horizon)
         for task, horizon in zip(tasks, config.horizons, strict=True)
     ]
-    recorder = episode_recorder(
-        config.output, "deas_vla/kitchen_demos", kitchen_spec(kitchens[0]), "PandaOmron"
-    )
-    seeds = range(config.first_seed, config.first_seed + config.episodes)
-    jobs = [(kitchen, config.sloppiness, seed) for seed in seeds for kitchen in kitchens]
-    successes = dict.fromkeys(tasks, 0)
-    spawn = multiprocessing.get_context("spawn")
-    with recorder, spawn.Pool(config.workers) as pool:
-        running = [pool.apply_async(record, job) for job in jobs]
-        for (kitchen, _, _), episode in zip(jobs, tqdm(running, desc="episodes"), strict=True):
-            finished = episode.get()
-            record_episode(recorder, finished)
-            successes[kitchen.task] += finished.success
-    for task, count in successes.items():
+    spec = kitchen_spec(kitchens[0])
+    recorder = episode_recorder(config.output, "deas_vla/kitchen_demos", spec, "PandaOmron")
+    jobs = [(kitchen, seed) for seed in config.seeds for kitchen in kitchens]
+    one = partial(record, config.sloppiness)
+    successes = record_in_processes(recorder, one, jobs, config.workers)
+    for number, task in enumerate(tasks):
+        count = sum(successes[number :: len(tasks)])
         print(f"{task}: {count} of {config.episodes} episodes successful, in {config.output}")
 
 

@@ -42,27 +42,22 @@ def random_statistics(seed: int = 1) -> Statistics:
 
 
 def random_batch(seed: int = 2, size: int = B, dtype: torch.dtype = torch.float32) -> ChunkBatch:
-    """Transitions of every kind: whole chunks, and terminals at each step of a chunk."""
+    """Transitions that end an episode, and such that do not."""
     generator = seeded(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     terminated = torch.arange(size) % 3 == 0
-    last = torch.where(terminated, torch.arange(size) % H, H - 1)
-    action_valid = torch.arange(H) <= last.unsqueeze(-1)
-    actions = normal(size, H, A) * action_valid.unsqueeze(-1)
     return ChunkBatch(
         feature=normal(size, F),
         state=normal(size, S),
-        actions=actions,
-        action_valid=action_valid,
+        actions=normal(size, H, A),
         reward=-torch.rand(size, generator=generator, dtype=torch.float64).to(dtype),
         bootstrap=torch.full((size,), 0.95, dtype=dtype),
         terminated=terminated,
         next_feature=normal(size, F),
         next_state=normal(size, S),
         next_actions=normal(size, H, A),
-        next_action_valid=torch.ones(size, H, dtype=torch.bool),
         next_candidates=normal(size, N, H, A),
     )

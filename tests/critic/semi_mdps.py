@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -43,7 +43,11 @@ Step = Callable[[int, tuple[float, ...]], tuple[int, float, bool]]
 
 
 def roll(step: Step, state: int, chunk: Chunk, discounts: Discounts) -> Row:
-    """Run a chunk step by step; a terminal cuts it, zero-fills the rest and ends the bootstrap."""
+    """Run a chunk step by step; a terminal cuts it and ends the bootstrap.
+
+    What stands behind the cut is no part of the transition: zeros are its name in the tables of
+    `solve`, and `with_tails` puts actions there.
+    """
     reward, here, taken = 0.0, state, len(chunk)
     terminated = False
     for k, action in enumerate(chunk):
@@ -171,6 +175,21 @@ def solve(rows: list[Row], tau: float) -> tuple[QTable, VTable]:
             return q, v
 
 
+def with_tails(
+    batch: ChunkBatch, rows: list[Row], moves: torch.Tensor, generator: torch.Generator
+) -> ChunkBatch:
+    """The batch with moves (K, A) drawn anew into every step after a terminal one."""
+    valid = torch.tensor([row.valid for row in rows])  # (B, H)
+    drawn = moves[torch.randint(len(moves), valid.shape, generator=generator)]  # (B, H, A)
+    return replace(batch, actions=torch.where(valid.unsqueeze(-1), batch.actions, drawn))
+
+
+def moves_of(rows: list[Row]) -> torch.Tensor:
+    """All actions of a semi-MDP, (K, A)."""
+    steps = {step for row in rows for step, real in zip(row.chunk, row.valid, strict=True) if real}
+    return torch.tensor(sorted(steps))
+
+
 def to_batch(rows: list[Row], states: int, **extra: torch.Tensor | None) -> ChunkBatch:
     """All rows as one batch; states are one-hot, there is no feature."""
     eye = torch.eye(states)
@@ -179,7 +198,6 @@ def to_batch(rows: list[Row], states: int, **extra: torch.Tensor | None) -> Chun
         feature=empty,
         state=eye[[row.state for row in rows]],
         actions=torch.tensor([row.chunk for row in rows]),
-        action_valid=torch.tensor([row.valid for row in rows]),
         reward=torch.tensor([row.reward for row in rows]),
         bootstrap=torch.tensor([row.bootstrap for row in rows]),
         terminated=torch.tensor([row.terminated for row in rows]),

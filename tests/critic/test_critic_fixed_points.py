@@ -14,7 +14,18 @@ from itertools import cycle, islice
 import pytest
 import torch
 from critic_cases import seeded
-from semi_mdps import Discounts, Row, bandit, chain, expectile, gridworld, solve, to_batch
+from semi_mdps import (
+    Discounts,
+    Row,
+    bandit,
+    chain,
+    expectile,
+    gridworld,
+    moves_of,
+    solve,
+    to_batch,
+    with_tails,
+)
 
 from deas_vla.critic import ChunkBatch, Critic, CriticConfig, make_critic
 
@@ -61,8 +72,9 @@ def converge(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, max(0.01, 2.5 * (1 - step / STEPS)))
     )
+    moves, tails = moves_of(rows), seeded()
     for _ in range(STEPS):
-        loss, _ = critic(batch)
+        loss, _ = critic(with_tails(batch, rows, moves, tails))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -73,9 +85,12 @@ def converge(
 
 @torch.no_grad()
 def errors(critic: Critic, batch: ChunkBatch, rows: list[Row], tau: float) -> tuple[float, float]:
-    """Largest errors of Q and V over the data, as shares of the support's length."""
+    """Largest errors of Q and V over the data, as shares of the support's length.
+
+    Q of a chunk that ends its episode must be the same with whatever stands behind the end.
+    """
     q, v = solve(rows, tau)
-    q_found = critic.score(batch.feature, batch.state, batch.actions.unsqueeze(1)).squeeze(1)
+    q_found = scores_with_tails(critic, batch, rows)  # (tails, B)
     v_found = critic.value(batch.feature, batch.state)
     q_exact = torch.tensor([q[row.state, row.chunk] for row in rows])
     v_exact = torch.tensor([v[row.state] for row in rows])
@@ -84,6 +99,16 @@ def errors(critic: Critic, batch: ChunkBatch, rows: list[Row], tau: float) -> tu
         (q_found - q_exact).abs().max().item() / length,
         (v_found - v_exact).abs().max().item() / length,
     )
+
+
+def scores_with_tails(
+    critic: Critic, batch: ChunkBatch, rows: list[Row], tails: int = 6
+) -> torch.Tensor:
+    """Q of every row's chunk with several tails, (tails, B)."""
+    moves, generator = moves_of(rows), seeded(1)
+    drawn = [with_tails(batch, rows, moves, generator).actions for _ in range(tails)]
+    score = critic.score(batch.feature, batch.state, torch.stack(drawn, dim=1))  # (B, tails)
+    return score.T
 
 
 CASES = [
@@ -133,7 +158,7 @@ def test_qc_with_the_chunks_of_the_data_as_candidates_finds_their_optimum() -> N
     critic, batch = converge(rows, replace(discounts, tau=0.5), "qc", candidates)
     q, _ = solve(rows, 1.0)
     with torch.no_grad():
-        found = critic.score(batch.feature, batch.state, batch.actions.unsqueeze(1)).squeeze(1)
+        found = scores_with_tails(critic, batch, rows)
     exact = torch.tensor([q[row.state, row.chunk] for row in rows])
     length = critic.support.v_max - critic.support.v_min
     assert (found - exact).abs().max() < TOLERANCE * length

@@ -71,11 +71,22 @@ def test_statistics_of_another_dataset_are_refused() -> None:
         make_critic(small_config(), Statistics.identity(F, S + 1, A))
 
 
-def test_invalid_steps_are_the_mean_action_whatever_stands_there() -> None:
+def test_inputs_far_from_the_data_are_clamped_and_a_nan_is_not_hidden() -> None:
     normalizer = Normalizer(random_statistics())
-    valid = torch.tensor([[True, False]])
-    scaled = normalizer.actions(torch.full((1, 2, A), float("nan")), valid)
-    assert scaled[0, 0].isnan().all() and scaled[0, 1].eq(0).all()
+    for scale, dim in ((normalizer.feature, F), (normalizer.state, S), (normalizer.actions, A)):
+        assert scale(torch.full((dim,), 1e9)).tolist() == [normalization_module.LIMIT] * dim
+        assert scale(torch.full((dim,), -1e9)).tolist() == [-normalization_module.LIMIT] * dim
+        assert scale(torch.full((dim,), float("nan"))).isnan().all()
+
+
+def test_a_dimension_that_hardly_ever_moves_is_measured_by_its_range() -> None:
+    """One frame in ten thousand moves 1 cm: a deviation of 0.1 mm would make that 100 units."""
+    states = torch.zeros(10_000, 2)
+    states[7, 0] = 0.01
+    states[:, 1] = torch.linspace(-1, 1, 10_000)
+    found = compute_statistics(torch.zeros(1, F), states, torch.zeros(1, A))
+    assert found.state_std[0].item() == pytest.approx(normalization_module.MIN_STD_OF_RANGE * 0.01)
+    assert found.state_std[1].item() == pytest.approx(3**-0.5, rel=1e-3)
 
 
 # Batches.
@@ -87,7 +98,7 @@ def test_invalid_steps_are_the_mean_action_whatever_stands_there() -> None:
         ({"state": torch.zeros(B + 1, S)}, "batch.state"),
         ({"next_state": torch.zeros(B, S + 1)}, "batch.next_state"),
         ({"reward": torch.zeros(B, 1)}, "batch.reward"),
-        ({"action_valid": torch.ones(B, H + 1, dtype=torch.bool)}, "batch.action_valid"),
+        ({"member_weight": torch.ones(B + 1, 2)}, "batch.member_weight"),
         ({"terminated": torch.zeros(B)}, "batch.terminated"),
         ({"actions": torch.zeros(B, A)}, "batch.actions"),
         ({"next_actions": torch.zeros(B, H, A + 1)}, "batch.next_actions"),

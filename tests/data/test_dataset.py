@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from deas_vla.data.dataset import TransitionDataset
+from deas_vla.data.dataset import Draw, TransitionDataset, bootstrap_episodes
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.transitions import chunk_transitions, gather_actions
+from deas_vla.data.tails import TailConfig
+from deas_vla.data.transitions import chunk_transitions
 from deas_vla.errors import DeasError
+from deas_vla.training.loop import index_batches
 
 HORIZON = 4
 
@@ -58,6 +60,12 @@ def features(table, tmp_path):
     return np.load(tmp_path / "features.npy", mmap_mode="r")
 
 
+def draw(rows, seed: int = 0) -> Draw:
+    """Transitions and seeded tails."""
+    rows = torch.as_tensor(rows)
+    return Draw(rows, torch.arange(len(rows)) + 1000 * seed)
+
+
 @pytest.fixture
 def transitions(table):
     return chunk_transitions(
@@ -77,15 +85,14 @@ def test_batch_holds_the_transitions(table, features, transitions, resident):
     data = TransitionDataset(table, features, transitions, HORIZON, resident=resident)
     assert len(data) == len(transitions) and data.resident == resident
     rows = np.array([5, 0, len(transitions) - 1, 5])
-    batch = data.batch(torch.from_numpy(rows))
+    batch = data.batch(draw(rows))
     start, following = transitions.start[rows], transitions.next[rows]
     np.testing.assert_array_equal(batch.feature, features[start].astype(np.float32))
     np.testing.assert_array_equal(batch.next_feature, features[following].astype(np.float32))
     np.testing.assert_array_equal(batch.state, table.state[start])
     np.testing.assert_array_equal(batch.next_state, table.state[following])
-    chunks, valid = gather_actions(table.action, start, transitions.valid_steps[rows], HORIZON)
-    np.testing.assert_array_equal(batch.actions, chunks)
-    np.testing.assert_array_equal(batch.action_valid, valid)
+    for chunk, at, valid in zip(batch.actions, start, transitions.valid_steps[rows], strict=True):
+        np.testing.assert_array_equal(chunk[:valid], table.action[at : at + valid])
     np.testing.assert_array_equal(batch.reward, transitions.reward[rows])
     np.testing.assert_array_equal(batch.bootstrap, transitions.bootstrap[rows])
     np.testing.assert_array_equal(batch.terminated, transitions.terminated[rows])
@@ -93,40 +100,46 @@ def test_batch_holds_the_transitions(table, features, transitions, resident):
 
 
 def test_next_actions_stop_at_the_episode(table, features, transitions):
-    data = TransitionDataset(table, features, transitions, HORIZON, next_actions=True)
-    batch = data.batch(torch.arange(len(data)))
+    hold = TailConfig(hold=1, steps=0, chunks=0, policy=0)
+    data = TransitionDataset(table, features, transitions, HORIZON, next_actions=True, tails=hold)
+    batch = data.batch(draw(np.arange(len(data))))
     for row in range(len(data)):
         following = int(transitions.next[row])
         end = int(table.episode_end[np.searchsorted(table.episode_end, following, side="right")])
         steps = min(HORIZON, end - following)
-        expected = np.zeros((HORIZON, 2), dtype=np.float32)
-        expected[:steps] = table.action[following : following + steps]
+        executed = table.action[following : following + steps]
+        expected = np.concatenate([executed, np.repeat(executed[-1:], HORIZON - steps, axis=0)])
         np.testing.assert_array_equal(batch.next_actions[row], expected)
-        np.testing.assert_array_equal(batch.next_action_valid[row], np.arange(HORIZON) < steps)
 
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_follow_their_draws(table, features, transitions, resident):
     data = TransitionDataset(table, features, transitions, HORIZON, resident=resident)
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randint(len(data), (8,), generator=generator) for _ in range(5)]
+    draws = [draw(torch.randint(len(data), (8,), generator=generator), k) for k in range(5)]
     got = list(data.batches(iter(draws)))
     assert len(got) == 5
-    for indices, batch in zip(draws, got, strict=True):
-        torch.testing.assert_close(batch.feature, data.batch(indices).feature, rtol=0, atol=0)
+    for each, batch in zip(draws, got, strict=True):
+        torch.testing.assert_close(batch.feature, data.batch(each).feature, rtol=0, atol=0)
+        torch.testing.assert_close(batch.actions, data.batch(each).actions, rtol=0, atol=0)
 
 
 def test_split_over_processes_is_the_global_batch(table, features, transitions):
     data = TransitionDataset(table, features, transitions, HORIZON)
-    drawn = torch.randint(len(data), (12,), generator=torch.Generator().manual_seed(3))
-    parts = [data.batch(part).reward for part in drawn.chunk(3)]
-    torch.testing.assert_close(torch.cat(parts), data.batch(drawn).reward, rtol=0, atol=0)
+    whole = next(index_batches(len(data), 12, range(1), seed=3))
+    parts = [
+        data.batch(next(index_batches(len(data), 12, range(1), seed=3, rank=rank, world=3)))
+        for rank in range(3)
+    ]
+    for name in ("reward", "actions"):
+        split = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(split, getattr(data.batch(whole), name), rtol=0, atol=0)
 
 
 def test_batches_do_not_share_memory_with_the_data(table, features, transitions):
     """Known mistake 1: what a loss changes in place must not reach the next batch."""
     data = TransitionDataset(table, features, transitions, HORIZON)
-    rows = torch.arange(4)
+    rows = draw(np.arange(4))
     data.batch(rows).feature.zero_()
     data.batch(rows).actions.zero_()
     np.testing.assert_array_equal(data.batch(rows).feature, features[transitions.start[:4]])
@@ -141,3 +154,13 @@ def test_other_features_and_no_transitions_are_refused(table, features, transiti
     )
     with pytest.raises(DeasError, match="has no chunk of 8 steps"):
         TransitionDataset(table, features, none, 8)
+
+
+def test_each_member_has_a_bootstrap_of_the_episodes_of_its_own(table, features, transitions):
+    weights = bootstrap_episodes(3, np.array([0, 2]), 3, np.random.default_rng(0))
+    assert weights.shape == (3, 3) and weights.sum(1).tolist() == [2, 2, 2]
+    assert not weights[:, 1].any() and len({tuple(row) for row in weights}) > 1
+    data = TransitionDataset(table, features, transitions, HORIZON, member_weights=weights)
+    batch = data.batch(draw(np.arange(len(data))))
+    episode = table.episode_index[transitions.start]
+    np.testing.assert_array_equal(batch.member_weight, weights.T[episode])

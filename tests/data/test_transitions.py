@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deas_vla.data.rewards import RewardConfig, rewards_from_success
 from deas_vla.data.transitions import (
     chunk_transitions,
-    gather_actions,
+    gather_chunks,
     monte_carlo_chunk_returns,
     steps_until_limit,
 )
@@ -181,13 +182,10 @@ def test_truncation_is_not_termination():
     assert not kept.terminated.any()
 
 
-def test_gather_actions_zero_fills_after_the_valid_steps():
-    actions = np.arange(10, dtype=np.float32).reshape(5, 2) + 1
-    chunks, valid = gather_actions(actions, np.array([0, 4]), np.array([3, 1]), horizon=3)
-    assert chunks.dtype == np.float32 and chunks.shape == (2, 3, 2)
-    np.testing.assert_array_equal(chunks[0], actions[:3])
-    np.testing.assert_array_equal(chunks[1], [[9, 10], [0, 0], [0, 0]])
-    np.testing.assert_array_equal(valid, [[True, True, True], [True, False, False]])
+def test_gather_chunks_reads_on_and_stops_at_the_last_frame():
+    actions = torch.arange(10, dtype=torch.float32).reshape(5, 2)
+    chunks = gather_chunks(actions, torch.tensor([0, 4]), horizon=3)
+    assert chunks.tolist() == [[[0, 1], [2, 3], [4, 5]], [[8, 9]] * 3]
 
 
 def test_steps_until_limit_counts_recorded_actions():

@@ -70,6 +70,12 @@ class ToyEnv:
             return False
         return True
 
+    def save_state(self) -> tuple[float, int]:
+        return self.x, self.steps
+
+    def restore_state(self, state: tuple[float, int]) -> None:
+        self.x, self.steps = state
+
     def privileged(self) -> dict[str, NDArray[np.float64]]:
         return {}
 

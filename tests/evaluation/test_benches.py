@@ -60,25 +60,48 @@ def test_features_bench(tiny_dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_critic_bench(tiny_dataset: Path, tmp_path: Path) -> None:
-    bench = load_script("eval/bench_critic.py")
+def test_updates_bench(tiny_dataset: Path, tmp_path: Path) -> None:
+    bench = load_script("eval/bench_updates.py")
     flags = [f"--dataset.root={tiny_dataset}", "--dataset.repo_id=test/tiny", *TINY]
-    flags += ["--dataset.episodes=4", "--parts=[updates,scaling]", f"--output_dir={tmp_path}"]
-    flags += ["--scaling.transitions=[1000,5000]", "--scaling.feature_dim=16"]
+    flags += ["--dataset.episodes=4", f"--output_dir={tmp_path}"]
     bench.main(parse(bench.BenchConfig, flags))
     rows = rows_of(tmp_path)
-    assert {(bench.CACHED, 16), (bench.PLAIN, 16), (bench.IN_LOOP, 16)} <= rows.keys()
+    assert rows.keys() == {(what, 16) for what in (bench.CACHED, bench.PLAIN, bench.IN_LOOP)}
     assert rows[bench.CACHED, 16]["ratio"] > 1  # than the backbone in the loop
-    assert {(bench.CACHED, 1000), (bench.CACHED, 5000), (bench.DRAW, 5000)} <= rows.keys()
+
+
+@pytest.mark.slow
+def test_scaling_bench(tmp_path: Path) -> None:
+    bench = load_script("eval/bench_scaling.py")
+    flags = ["--transitions=[1000,5000]", "--feature_dim=16", *TINY]
+    bench.main(parse(bench.BenchConfig, [*flags, f"--output_dir={tmp_path}"]))
+    rows = rows_of(tmp_path)
+    assert rows.keys() == {(what, n) for what in (bench.UPDATE, bench.DRAW) for n in (1000, 5000)}
     assert (tmp_path / "scaling.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "message"),
+    [
+        ("updates", "--backbone=huge", "backbone 'huge'"),
+        ("updates", "--micro_batch=0", "micro_batch 0"),
+        ("scaling", "--transitions=[999]", "use 1000 or more"),
+        ("memory", "--updates=0", "updates 0"),
+        ("memory", "--frames=999", "use 1000 or more"),
+    ],
+)
+def test_what_cannot_be_timed_is_said(script: str, flag: str, message: str) -> None:
+    bench = load_script(f"eval/bench_{script}.py")
+    with pytest.raises(DeasError, match=message):
+        bench.main(parse(bench.BenchConfig, [flag]))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_training_on_mapped_features_holds_no_copy_of_them(tmp_path: Path) -> None:
     """The mechanism of a million frames at a twentieth of the size, in a process of its own."""
-    flags = ["--parts=[memory]", "--memory.frames=150000", "--memory.updates=10", *TINY]
-    script = str(ROOT / "eval/bench_critic.py")
+    flags = ["--frames=150000", "--updates=10", *TINY]
+    script = str(ROOT / "eval/bench_memory.py")
     subprocess.run(
         [sys.executable, script, *flags, f"--output_dir={tmp_path}", f"--scratch={tmp_path}"],
         check=True,

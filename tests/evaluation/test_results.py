@@ -66,7 +66,7 @@ def test_everything_is_written_and_the_report_opens_alone(tmp_path: Path) -> Non
     record = write_all(
         "A <title>",
         Config(),
-        {"temperature": 0.0, "policy_revision": "abc"},
+        {"selection": {"temperature": 0.0}, "policy_revision": "abc"},
         found,
         [(clip, found[3], True)],
         tmp_path,

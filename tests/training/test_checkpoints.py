@@ -52,8 +52,8 @@ class Stage:
 
     def run(self, last: int, stop_after: int | None = None) -> dict[str, torch.Tensor]:
         start = self.checkpoints.resume()
-        for step, drawn in enumerate(index_batches(50, 4, range(start, last), seed=1), start):
-            rows = drawn.float().unsqueeze(1)
+        for step, draw in enumerate(index_batches(50, 4, range(start, last), seed=1), start):
+            rows = draw.rows.float().unsqueeze(1)
             noise = torch.randn(4, 3, generator=self.generator)
             self.accelerator.backward((self.module(rows / 50 + noise) ** 2).mean())
             self.optimizer.step()

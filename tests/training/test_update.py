@@ -38,14 +38,12 @@ def batch(seed: int, device: str = "cpu") -> ChunkBatch:
         feature=normal(B, F),
         state=normal(B, S),
         actions=normal(B, H, A),
-        action_valid=torch.ones(B, H, dtype=torch.bool),
         reward=-normal(B).abs(),
         bootstrap=torch.full((B,), 0.9),
         terminated=torch.arange(B) % 3 == 0,
         next_feature=normal(B, F),
         next_state=normal(B, S),
         next_actions=normal(B, H, A),
-        next_action_valid=torch.ones(B, H, dtype=torch.bool),
         next_candidates=normal(B, N, H, A),
     ).to(device)
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from deas_vla.envs.robocasa.tasks import (
     robocasa_module,
     task_horizon,
 )
+from deas_vla.envs.robosuite.state import SimulatorState, restore_state, save_state
 from deas_vla.errors import DeasError
 
 FPS = 20  # RoboCasa's control frequency, Hz
@@ -259,6 +261,14 @@ class KitchenEnv:
     def step(self, action: NDArray[np.float32]) -> bool:
         self._raw, _, _, _ = self.kitchen.step(self._controls(np.asarray(action)))
         return bool(self.kitchen._check_success())
+
+    def save_state(self) -> tuple[SimulatorState, Any]:
+        return save_state(self.kitchen), deepcopy(self._raw)
+
+    def restore_state(self, state: tuple[SimulatorState, Any]) -> None:
+        simulator, raw = state
+        restore_state(self.kitchen, simulator)
+        self._raw = deepcopy(raw)
 
     def privileged(self) -> dict[str, NDArray[np.float64]]:
         """Poses in the world: positions (3,) in metres, orientations as matrices (3, 3)."""

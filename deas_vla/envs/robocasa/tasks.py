@@ -136,14 +136,15 @@ def check_assets(
         wanted[_REGISTRY_DOWNLOADS[registry]] = [Path("objects", folder)]
     roots = [root for root in (package_assets(), extra_assets()) if root is not None]
     missing = {
-        name: [str(f) for f in folders if not any((root / f).is_dir() for root in roots)]
-        for name, folders in wanted.items()
+        name: [str(f) for f in needed if not any((root / f).is_dir() for root in roots)]
+        for name, needed in wanted.items()
     }
-    missing = {name: folders for name, folders in missing.items() if folders}
+    missing = {name: gone for name, gone in missing.items() if gone}
     if missing:
+        folders = ", ".join(folder for gone in missing.values() for folder in gone)
         raise DeasError(
             f"{', '.join(tasks)}: RoboCasa's assets are missing in "
-            f"{' and '.join(map(str, roots))} ({', '.join(f for gone in missing.values() for f in gone)}): run "
+            f"{' and '.join(map(str, roots))} ({folders}): run "
             f"`python -m robocasa.scripts.download_kitchen_assets --type {' '.join(missing)}`, or "
             "use the kitchens that need none with --assets=lite"
         )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deas_vla.envs.env import IMAGE_PREFIX, EnvSpec, Observation
 from deas_vla.envs.gl import gl_failure, use_headless_gl
 from deas_vla.envs.packages import import_package
+from deas_vla.envs.robosuite.state import SimulatorState, restore_state, save_state
 from deas_vla.errors import DeasError
 
 _STATE_NAMES = (
@@ -124,6 +125,12 @@ class LiftEnv:
     def step(self, action: NDArray[np.float32]) -> bool:
         self._env.step(np.clip(action, -1.0, 1.0))
         return bool(self._env._check_success())
+
+    def save_state(self) -> SimulatorState:
+        return save_state(self._env)
+
+    def restore_state(self, state: SimulatorState) -> None:
+        restore_state(self._env, state)
 
     def privileged(self) -> dict[str, NDArray[np.float64]]:
         data = self._env.sim.data

@@ -1,37 +1,18 @@
 """The pictures of an offline evaluation, one PNG each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deas_vla.evaluation.offline.curves import ValueCurve
 from deas_vla.evaluation.offline.intervals import Estimate, Floats
 from deas_vla.evaluation.offline.metrics import Calibration
 from deas_vla.evaluation.offline.scoring import ScoredChunks
 
 _SUCCESS, _FAILURE = "tab:green", "tab:red"
-
-
-@dataclass(frozen=True)
-class ValueCurve:
-    """One episode, for `draw_values`.
-
-    Attributes:
-        title: What the episode is.
-        values: (T,) ``V`` of every frame.
-        chunks: The episode's own chunks.
-        pictures: uint8 (T, height, width, 3), one camera.
-        fps: Frames per second.
-    """
-
-    title: str
-    values: Floats
-    chunks: ScoredChunks
-    pictures: NDArray[np.uint8]
-    fps: float
 
 
 def draw_calibration(chunks: ScoredChunks, found: Calibration, path: Path) -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from deas_vla.evaluation.offline.intervals import Estimate, Floats, Indices, bootstrap
+from deas_vla.evaluation.offline.scoring import ScoredChunks
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,24 @@ def calibration(
         over,
         [CalibrationBin(int((member == b).sum()), *rest[b::bins]) for b in range(bins)],
     )
+
+
+def calibration_by_outcome(
+    chunks: ScoredChunks, generator: np.random.Generator, resamples: int
+) -> dict[str, Calibration]:
+    """Calibration on all chunks (``""``), and on those whose return was observed to the end.
+
+    Returns:
+        By suffix of the metric's name; ``.successes`` is missing where no episode succeeded.
+    """
+    groups = {"": np.ones(len(chunks), dtype=bool), ".successes": chunks.terminated}
+    return {
+        suffix: calibration(
+            chunks.q[rows], chunks.returns[rows], chunks.episode[rows], generator, resamples
+        )
+        for suffix, rows in groups.items()
+        if rows.any()
+    }
 
 
 def spearman(x: Floats, y: Floats) -> float:

@@ -1,12 +1,13 @@
 """The dataset's own chunks against rivals at the same observation."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deas_vla.errors import DeasError
-from deas_vla.evaluation.offline.intervals import Floats, Indices
+from deas_vla.evaluation.offline.intervals import Estimate, Floats, Indices, mean_over
 from deas_vla.evaluation.offline.scoring import FrameCritic, ScoredChunks
 
 
@@ -21,6 +22,29 @@ class Rivals:
 
     row: Indices
     chunk: NDArray[np.float32]
+
+
+def dataset_rivals(
+    chunks: ScoredChunks,
+    noise_levels: Sequence[float],
+    scale: NDArray[np.float32],
+    generator: np.random.Generator,
+) -> dict[str, Rivals]:
+    """Rivals that need no policy, by name: of another episode, shifted in time, noised.
+
+    Args:
+        chunks: The dataset's own.
+        noise_levels: In units of ``scale``.
+        scale: (A,), the spread of the training actions.
+        generator: Of donors and noise.
+    """
+    rivals = {
+        "another episode": chunks_of_other_episodes(chunks, generator),
+        "time-shifted": time_shifted_chunks(chunks),
+    }
+    for level in noise_levels:
+        rivals[f"noise {level:g}"] = noised_chunks(chunks, level, scale, generator)
+    return rivals
 
 
 def chunks_of_other_episodes(
@@ -84,3 +108,27 @@ def win_rate(critic: FrameCritic, chunks: ScoredChunks, rivals: Rivals) -> Float
         total = np.bincount(rivals.row, won, len(chunks))
         rate: Floats = total / np.bincount(rivals.row, minlength=len(chunks))
     return rate
+
+
+def win_rates(
+    critic: FrameCritic,
+    chunks: ScoredChunks,
+    rivals: Mapping[str, Rivals],
+    generator: np.random.Generator,
+    resamples: int,
+) -> dict[str, dict[str, Estimate]]:
+    """`win_rate` by name of the rivals, over ``all`` chunks, and those of ``successes`` and
+    ``failures``."""
+    groups = {
+        "all": np.ones(len(chunks), dtype=bool),
+        "successes": chunks.terminated,
+        "failures": ~chunks.terminated,
+    }
+    rates: dict[str, dict[str, Estimate]] = {}
+    for name, against in rivals.items():
+        won = win_rate(critic, chunks, against)
+        rates[name] = {
+            group: mean_over(won[mask], chunks.episode[mask], generator, resamples)
+            for group, mask in groups.items()
+        }
+    return rates

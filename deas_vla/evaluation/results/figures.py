@@ -19,11 +19,11 @@ _PAIRED = {  # (success of best-of-N, success of the base policy) to how a pair 
 def write_figures(outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]], to: Path) -> None:
     """``success.png`` and, where more than one number of candidates ran, ``paired.png``."""
     tasks = _shown_tasks(rows)
-    with _figure(to / "success.png", 1.2 + 0.5 * len(tasks)) as axes:
+    with figure(to / "success.png", 1.2 + 0.5 * len(tasks)) as axes:
         _draw_success(axes, rows, tasks)
     numbers = sorted({row["candidates"] for row in rows if row["diff_to_base"] is not None})
     if numbers:
-        with _figure(to / "paired.png", 1.2 + 0.4 * len(tasks) * len(numbers)) as axes:
+        with figure(to / "paired.png", 1.2 + 0.4 * len(tasks) * len(numbers)) as axes:
             _draw_pairs(axes, outcomes, tasks, numbers)
 
 
@@ -34,7 +34,8 @@ def _shown_tasks(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @contextmanager
-def _figure(path: Path, height: float) -> Iterator[Any]:
+def figure(path: Path, height: float) -> Iterator[Any]:
+    """Axes of a PNG of ``height`` inches, written to ``path`` at the end."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,7 @@
 """What an evaluation leaves behind: ``results.json``, table, figures and report."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from deas_vla.evaluation.results.figures import write_figures
 from deas_vla.evaluation.results.pages import html_picture, html_table, html_video, write_page
 from deas_vla.evaluation.results.tables import success_rows, text_table
 from deas_vla.files import write_json
-from deas_vla.provenance import provenance
+from deas_vla.provenance import run_record
 
 
 def write_all(
@@ -42,10 +40,8 @@ def write_all(
     if (assets := identity.get("env.assets")) is not None:  # kitchens that are never pooled
         rows = [{**row, "assets": assets} for row in rows]
     record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
         **json.loads(json.dumps(identity, default=str)),
-        **provenance(),
-        "wall_seconds": time.time() - started,
+        **run_record(config, started),
         "rows": rows,
         "errors": [[o.episode_id, o.error] for o in outcomes if o.outcome == ERROR],
         "videos": [

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +14,25 @@ from torch.utils.checkpoint import checkpoint
 
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
+from deas_vla.policies.groot.checkpoint import (
+    NO_REMOTE_CODE,
+    backbone_path,
+    camera_order,
+    check_fit,
+    checkpoint_directory,
+    read_config,
+    statistics,
+    valid_horizon,
+)
+from deas_vla.policies.groot.processors import (
+    build_processors,
+    image_size,
+    processor_settings,
+    quiet,
+)
 from deas_vla.policies.vla import Encoding, VLASpec
 
 _BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
-_NO_REMOTE_CODE = {"trust_remote_code": False}
 
 
 class GrootVLA:
@@ -31,7 +45,7 @@ class GrootVLA:
     # LoRA goes where the flow is computed: attention and feed-forward layers of the head's DiT.
     lora_targets = r"action_head\.model\..*\.(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2)"
     # What knows the embodiment is no plain linear layer: PEFT trains and keeps whole copies.
-    projectors = ("state_encoder", "action_encoder", "action_decoder")
+    projectors: tuple[str, ...] = ("state_encoder", "action_encoder", "action_decoder")
 
     def __init__(
         self,
@@ -91,72 +105,72 @@ class GrootVLA:
         Raises:
             DeasError: Not such a checkpoint, or cameras or dimensions that do not fit it.
         """
-        from lerobot.configs import FeatureType, PolicyFeature
-        from lerobot.policies.groot.configuration_groot import GrootConfig
         from lerobot.policies.groot.groot_n1_7 import GR00TN17
-        from lerobot.policies.groot.processor_groot import make_groot_pre_post_processors
 
         root = checkpoint_directory(path)
-        config = _read_config(root, path)
-        backbone = _backbone_path(root, config["model_name"])
-        _check_fit(root, config, embodiment, image_keys, state_dim, action_dim)
-        if dataset_stats is None and not _statistics(root, embodiment):
+        config = read_config(root, path)
+        backbone = backbone_path(root, config["model_name"])
+        check_fit(root, config, embodiment, image_keys, state_dim, action_dim)
+        if dataset_stats is None and not statistics(root, embodiment):
             raise DeasError(
                 f"checkpoint '{path}' has no statistics for embodiment '{embodiment}': use one of "
                 "its own (--policy.embodiment), or a --bundle that was trained on your dataset"
             )
         overrides = {} if denoising_steps is None else {"num_inference_timesteps": denoising_steps}
-        with _quiet():
+        with quiet():
             model = GR00TN17.from_pretrained(
                 str(root),
                 model_name=backbone,
                 use_flash_attention=False,
-                transformers_loading_kwargs=_NO_REMOTE_CODE,
+                transformers_loading_kwargs=NO_REMOTE_CODE,
                 dtype=dtype,
                 **overrides,
             ).to(device)
         model.requires_grad_(False).eval()
-        inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, 0, 0)) for key in image_keys}
-        inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (state_dim,))
-        groot_config = GrootConfig(
-            base_model_path=str(root),
-            embodiment_tag=embodiment,
-            input_features=inputs,
-            output_features={"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
-            max_state_dim=model.config.max_state_dim,
-            max_action_dim=model.config.max_action_dim,
-            chunk_size=model.config.action_horizon,
-            n_action_steps=model.config.action_horizon,
-            device=device if device.startswith("cuda") else torch.device(device).type,
-        )
-        preprocessor, postprocessor = make_groot_pre_post_processors(groot_config, dataset_stats)
-        _use_local_processor(preprocessor, backbone)
-        spec = VLASpec(
+        preprocessor, postprocessor = build_processors(
+            root,
+            backbone,
+            model.config,
             embodiment=embodiment,
-            image_keys=_camera_order(root, embodiment, image_keys),
+            image_keys=image_keys,
             state_dim=state_dim,
             action_dim=action_dim,
-            action_horizon=_valid_horizon(root, embodiment, model.config.action_horizon),
+            dataset_stats=dataset_stats,
+            device=device,
+        )
+        vision = model.backbone.model.config.vision_config
+        pixels = vision.patch_size * vision.spatial_merge_size  # of one token, either way
+        height, width = image_size(preprocessor)
+        spec = VLASpec(
+            embodiment=embodiment,
+            image_keys=camera_order(root, embodiment, image_keys),
+            state_dim=state_dim,
+            action_dim=action_dim,
+            action_horizon=valid_horizon(root, embodiment, model.config.action_horizon),
             noise_shape=(model.config.action_horizon, model.config.max_action_dim),
             token_dim=model.config.backbone_embedding_dim,
-            tokens_per_image=_token_grid(preprocessor, model),
+            tokens_per_image=(height // pixels, width // pixels),
         )
         return cls(model, preprocessor, postprocessor, spec, str(path))
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) that the processor brings every picture to, pixels."""
-        height, width = _encode_step(self.preprocessor).image_target_size
-        return int(height), int(width)
+        return image_size(self.preprocessor)
 
     def backbone_fingerprint(self) -> str:
         """SHA-256 over the backbone's weights and the processor's settings."""
         digest = hashlib.sha256()
         update_with_weights(digest, self.groot.backbone.state_dict())
-        step = _encode_step(self.preprocessor)
-        settings = {k: v for k, v in step.get_config().items() if k not in ("model_name", "device")}
-        settings |= {"image": step.proc.image_processor.to_dict(), "chat": step.proc.chat_template}
+        settings = processor_settings(self.preprocessor)
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def head_fingerprint(self) -> str:
+        """SHA-256 over the action head, adapter included, and its number of denoising steps."""
+        head = self.groot.action_head
+        digest = hashlib.sha256(str(head.num_inference_timesteps).encode())
+        update_with_weights(digest, head.state_dict())
         return digest.hexdigest()
 
     def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,7 +287,7 @@ class GrootVLA:
             "action": action,
             "action_is_pad": ~valid,
         }
-        with _quiet():  # LeRobot would miss the cameras
+        with quiet():  # LeRobot would miss the cameras
             inputs = self.preprocess(batch)
         return {key: inputs[key] for key in ("state", "embodiment_id", "action", "action_mask")}
 
@@ -300,151 +314,6 @@ class GrootVLA:
             embodiment_id=encoding.inputs["embodiment_id"].to(device),
         )
         return backbone_output, action_input
-
-
-def checkpoint_directory(path: str | Path) -> Path:
-    """The local directory of a checkpoint: itself, or the Hub's snapshot of ``path``.
-
-    ``deas_vla/assets/...`` is also found beside the installed package, from any directory.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for local in (Path(path).expanduser(), package.parent / path):
-        if local.is_dir():
-            return local.resolve()
-    if Path(path).is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
-        raise DeasError(f"policy checkpoint '{path}' does not exist: give a directory or a Hub id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # hub errors have no common base
-        raise DeasError(
-            f"policy checkpoint '{path}' is neither a directory nor reachable on the Hub "
-            f"({type(error).__name__}): check the name, the network and `hf auth login`"
-        ) from error
-
-
-def _read_config(root: Path, path: str | Path) -> dict[str, Any]:
-    from lerobot.policies.groot.configuration_groot import is_raw_groot_n1_7_checkpoint
-
-    if not is_raw_groot_n1_7_checkpoint(root):
-        raise DeasError(
-            f"policy checkpoint '{path}' is not a raw GR00T N1.7 checkpoint: its config.json must "
-            "say model_type Gr00tN1d7 (such as nvidia/GR00T-N1.7-3B)"
-        )
-    return json.loads((root / "config.json").read_text())
-
-
-def _backbone_path(root: Path, model_name: str) -> str:
-    """A backbone that ships inside the checkpoint is named relative to it."""
-    local = root / model_name
-    return str(local) if local.is_dir() else model_name
-
-
-def _modalities(root: Path, embodiment: str) -> dict[str, Any]:
-    file = root / "processor_config.json"
-    kwargs = json.loads(file.read_text())["processor_kwargs"] if file.exists() else {}
-    return kwargs.get("modality_configs", {}).get(embodiment, {})
-
-
-def _statistics(root: Path, embodiment: str) -> dict[str, Any]:
-    file = root / "statistics.json"
-    return json.loads(file.read_text()).get(embodiment, {}) if file.exists() else {}
-
-
-def _camera_order(root: Path, embodiment: str, image_keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The checkpoint's camera order, or alphabetical where it has none (LeRobot's processor)."""
-    names = _modalities(root, embodiment).get("video", {}).get("modality_keys", [])
-    ordered = tuple(f"observation.images.{name}" for name in names)
-    return ordered or tuple(sorted(image_keys))
-
-
-def _valid_horizon(root: Path, embodiment: str, model_horizon: int) -> int:
-    indices = _modalities(root, embodiment).get("action", {}).get("delta_indices", [])
-    return min(len(indices) or model_horizon, model_horizon)
-
-
-def _check_fit(
-    root: Path,
-    config: Mapping[str, Any],
-    embodiment: str,
-    image_keys: tuple[str, ...],
-    state_dim: int,
-    action_dim: int,
-) -> None:
-    for name, dim in (("state", state_dim), ("action", action_dim)):
-        most = config.get(f"max_{name}_dim", 132)
-        if dim > most:
-            raise DeasError(
-                f"{name} has {dim} dimensions but the checkpoint takes at most {most}: "
-                f"use a dataset with fewer or another checkpoint"
-            )
-        groups = _statistics(root, embodiment).get(name, {})
-        known = sum(len(group["min"]) for group in groups.values())
-        if known and known != dim:
-            raise DeasError(
-                f"{name} has {dim} dimensions but the checkpoint's embodiment '{embodiment}' has "
-                f"{known}: use its layout, or --policy.embodiment=new_embodiment"
-            )
-    wanted = _camera_order(root, embodiment, image_keys)
-    missing = sorted(set(wanted) - set(image_keys))
-    if missing:
-        raise DeasError(
-            f"camera '{missing[0]}' of embodiment '{embodiment}' is not in {sorted(image_keys)}: "
-            "rename the dataset's cameras, or --policy.embodiment=new_embodiment"
-        )
-
-
-def _use_local_processor(preprocessor: Any, backbone: str) -> None:
-    """Give LeRobot's encode step a processor built from ``backbone`` without remote code."""
-    from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
-    tokenizer = AutoTokenizer.from_pretrained(backbone, **_NO_REMOTE_CODE)
-    tokenizer.padding_side = "left"
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor.from_pretrained(backbone),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor.from_pretrained(backbone),
-        chat_template=tokenizer.chat_template,
-    )
-    step = _encode_step(preprocessor)
-    step.model_name, step._proc = backbone, processor
-
-
-def _encode_step(preprocessor: Any) -> Any:
-    """LeRobot's tokenizing step of a GR00T preprocessor."""
-    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
-
-    (step,) = (s for s in preprocessor.steps if isinstance(s, GrootN17VLMEncodeStep))
-    return step
-
-
-def _token_grid(preprocessor: Any, model: Any) -> tuple[int, int]:
-    """Token rows and columns of one picture, after the vision tower's spatial merge."""
-    vision = model.backbone.model.config.vision_config
-    pixels = vision.patch_size * vision.spatial_merge_size
-    height, width = _encode_step(preprocessor).image_target_size
-    return height // pixels, width // pixels
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars, and remarks on an unused language head or on missing cameras."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _batch_feature(**data: Any) -> Any:

@@ -1,0 +1,118 @@
+"""LeRobot's GR00T processors: built from a checkpoint, offline, and looked into."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deas_vla.policies.groot.checkpoint import NO_REMOTE_CODE
+
+
+def build_processors(
+    root: Path,
+    backbone: str,
+    model_config: Any,
+    *,
+    embodiment: str,
+    image_keys: tuple[str, ...],
+    state_dim: int,
+    action_dim: int,
+    dataset_stats: Mapping[str, Mapping[str, Any]] | None,
+    device: str,
+) -> tuple[Any, Any]:
+    """LeRobot's pre- and postprocessor of one checkpoint and embodiment.
+
+    Args:
+        root: The checkpoint's directory.
+        backbone: Directory or Hub id that tokenizer and image processor come from.
+        model_config: LeRobot's ``GR00TN17Config`` of the loaded model.
+        embodiment: Tag whose statistics and modalities are used.
+        image_keys: The dataset's or environment's cameras.
+        state_dim: Proprioceptive dimensions S.
+        action_dim: Action dimensions A.
+        dataset_stats: For an embodiment new to the checkpoint.
+        device: Where tensors are put.
+    """
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.groot.configuration_groot import GrootConfig
+    from lerobot.policies.groot.processor_groot import make_groot_pre_post_processors
+
+    inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, 0, 0)) for key in image_keys}
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (state_dim,))
+    config = GrootConfig(
+        base_model_path=str(root),
+        embodiment_tag=embodiment,
+        input_features=inputs,
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
+        max_state_dim=model_config.max_state_dim,
+        max_action_dim=model_config.max_action_dim,
+        chunk_size=model_config.action_horizon,
+        n_action_steps=model_config.action_horizon,
+        device=device if device.startswith("cuda") else torch.device(device).type,
+    )
+    preprocessor, postprocessor = make_groot_pre_post_processors(config, dataset_stats)
+    _use_local_processor(preprocessor, backbone)
+    return preprocessor, postprocessor
+
+
+def image_size(preprocessor: Any) -> tuple[int, int]:
+    """(height, width) that every picture is brought to, pixels."""
+    height, width = _encode_step(preprocessor).image_target_size
+    return int(height), int(width)
+
+
+def processor_settings(preprocessor: Any) -> dict[str, Any]:
+    """What the backbone's inputs depend on: everything but where things are."""
+    step = _encode_step(preprocessor)
+    settings = {k: v for k, v in step.get_config().items() if k not in ("model_name", "device")}
+    return settings | {
+        "image": step.proc.image_processor.to_dict(),
+        "chat": step.proc.chat_template,
+    }
+
+
+def _use_local_processor(preprocessor: Any, backbone: str) -> None:
+    """Give LeRobot's encode step a processor built from ``backbone`` without remote code."""
+    from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone, **NO_REMOTE_CODE)
+    tokenizer.padding_side = "left"
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor.from_pretrained(backbone),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor.from_pretrained(backbone),
+        chat_template=tokenizer.chat_template,
+    )
+    step = _encode_step(preprocessor)
+    step.model_name, step._proc = backbone, processor
+
+
+def _encode_step(preprocessor: Any) -> Any:
+    """LeRobot's tokenizing step of a GR00T preprocessor."""
+    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
+
+    (step,) = (s for s in preprocessor.steps if isinstance(s, GrootN17VLMEncodeStep))
+    return step
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without progress bars, and remarks on an unused language head or on missing cameras."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
