@@ -47,7 +47,7 @@ def main(config: EvalConfig) -> None:
         workers=config.workers,
         batch_size=config.batch_size,
     )
-    claimed.evaluate("Best-of-N in RoboCasa's kitchens", config, config.videos, started)
+    claimed.evaluate(f"Best-of-N {config.where()}", config, config.videos, started)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Fixtures and settings of the whole suite: offline, headless, slow tests last."""
 
 import os
-import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -48,32 +48,36 @@ def shared_dir(repo_root: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _unpacked_kit(repo_root: Path) -> None:
-    """Before any test: RoboCasa lists its objects when it is first imported, and never again."""
-    from kitchen_cases import unpack_missing
+@pytest.fixture(scope="session")
+def kitchen_assets(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """RoboCasa's kitchens can be built: from a download, or from the small kit of the sample data.
 
-    from deas_vla.envs.robocasa.tasks import assets_root
-
-    root = assets_root()
-    half_unpacked = root / ".kit_unpacking"
+    The kit is unpacked into a temporary directory, which counts as downloaded here and in the
+    processes that tests start.
+    """
+    if _complete():
+        return
     kit = kit_beside(repo_root)
-    if kit.is_file() and (half_unpacked.exists() or not _complete()):
-        assert "robocasa" not in sys.modules
-        half_unpacked.touch()
-        unpack_missing(kit, root)
-        half_unpacked.unlink(missing_ok=True)
+    if not kit.is_file():
+        pytest.skip(f"RoboCasa's assets are not downloaded, and there is no kit at {kit}")
+    from deas_vla.envs.robocasa.tasks import ASSETS_VARIABLE
+
+    os.environ[ASSETS_VARIABLE] = str(unpacked(kit, tmp_path_factory.mktemp("robocasa_kit")))
 
 
 @pytest.fixture(scope="session")
-def kitchen_assets(repo_root: Path) -> Path:
-    """The assets' directory, if kitchens can be built from it."""
-    if not _complete():
-        kit = kit_beside(repo_root)
-        pytest.skip(f"RoboCasa's assets are not downloaded, and there is no kit at {kit}")
-    from deas_vla.envs.robocasa.tasks import assets_root
+def kit(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit by itself, in a temporary directory."""
+    archive = kit_beside(repo_root)
+    if not archive.is_file():
+        pytest.skip(f"there is no kit at {archive}")
+    return unpacked(archive, tmp_path_factory.mktemp("kit"))
 
-    return assets_root()
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
 
 
 def kit_beside(repo_root: Path) -> Path:

@@ -1,11 +1,6 @@
 """What the kitchen tests share, importable by the processes that they start."""
 
 import hashlib
-import os
-import shutil
-import tarfile
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
@@ -32,19 +27,3 @@ def fingerprint_of_seeds(seeds: list[int]) -> list[str]:
         prints.append(fingerprint(env))
     env.close()
     return prints
-
-
-def unpack_missing(archive: Path, target: Path) -> None:
-    """Add the archive's files to ``target`` where there is none; safe beside another process."""
-    with tempfile.TemporaryDirectory(dir=target) as beside, tarfile.open(archive) as tar:
-        tar.extractall(beside, filter="data")
-        for source in sorted(path for path in Path(beside).rglob("*") if path.is_file()):
-            place = target / source.relative_to(beside)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, place)  # fails where a file is, and shows it whole where none was
-            except FileExistsError:
-                pass
-            except OSError:  # no hard links on this file system
-                if not place.exists():
-                    shutil.copyfile(source, place)

@@ -14,7 +14,7 @@ from deas_vla.envs.robocasa.kitchen import (
     known_cameras,
     scenes,
 )
-from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks
+from deas_vla.envs.robocasa.tasks import choose_assets, resolve_tasks
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.trials import paired_trials
 from deas_vla.evaluation.engine.workers import Trial
@@ -72,8 +72,12 @@ class KitchenRolloutConfig:
             without a bundle.
         episodes: Of each task, seed and number of candidates.
         seeds: Sets of episodes; no two share an episode or a noise stream.
-        split: RoboCasa's kitchens and objects: ``pretrain``, ``target`` or ``all``.
-        layouts: Only these layouts of the split; all of them when empty.
+        assets: Whose kitchens: ``robocasa``, which have to be downloaded, ``lite``, which come with
+            this package, or ``auto``: RoboCasa's where they are there. Results say which.
+        split: RoboCasa's kitchens and objects: ``pretrain``, ``target`` or ``all``; of lite
+            kitchens ``train``, ``test`` (for which RoboCasa's names stand too) or ``all``.
+        layouts: Only these layouts of the split; all of them when empty. RoboCasa's have numbers,
+            lite ones names.
         styles: Only these styles of the split; all of them when empty.
         cameras: Cameras by RoboCasa's names; those of the bundle when empty, all three without one.
         image_size: Height and width of the pictures, pixels; as in the bundle's training data when
@@ -92,9 +96,10 @@ class KitchenRolloutConfig:
     n_action_steps: int = 0
     episodes: int = 50
     seeds: list[int] = field(default_factory=lambda: [0])
+    assets: str = "auto"
     split: str = "target"
-    layouts: list[int] = field(default_factory=list)
-    styles: list[int] = field(default_factory=list)
+    layouts: list[int | str] = field(default_factory=list)
+    styles: list[int | str] = field(default_factory=list)
     cameras: list[str] = field(default_factory=list)
     image_size: int = 0
     horizon: int = 0
@@ -105,6 +110,7 @@ class KitchenRolloutConfig:
     def kitchen(self, task: str) -> KitchenConfig:
         return KitchenConfig(
             task=task,
+            assets=self.assets,
             split=self.split,
             layouts=tuple(self.layouts),
             styles=tuple(self.styles),
@@ -113,13 +119,30 @@ class KitchenRolloutConfig:
             horizon=self.horizon,
         )
 
+    def where(self) -> str:
+        """Whose kitchens these are, once `check` knows, and those of the bundle's data if others.
+
+        The first line of every result: numbers of the two are never pooled.
+        """
+        names = {"robocasa": "RoboCasa's own kitchens", "lite": "lite kitchens"}
+        said = f"in {names[self.assets]}, split {self.split}"
+        if self.bundle is None:
+            return said
+        from deas_vla.bundle import read_manifest
+
+        trained = read_manifest(self.bundle)["data"].get("assets")
+        if trained is None or trained == self.assets:
+            return said
+        return f"{said}, by a bundle trained in {names.get(trained, trained)}"
+
     def make_env(self, task: str) -> KitchenEnv:
         return KitchenEnv(self.kitchen(task))
 
     def check(self) -> list[EnvSpec]:
         """The tasks, after whatever can be found wrong without starting a simulator.
 
-        What the bundle says about cameras stands in ``cameras`` and ``image_size`` afterwards.
+        What the bundle says about cameras stands in ``cameras`` and ``image_size`` afterwards, and
+        whose kitchens ``auto`` has found in ``assets``.
 
         Raises:
             DeasError: An unknown task, a split without kitchens, missing assets, a renderer that
@@ -128,9 +151,9 @@ class KitchenRolloutConfig:
         if self.bundle is not None:
             self._look_as_trained(self.bundle)
         tasks = resolve_tasks(self.tasks)
+        self.assets = choose_assets(self.assets, tasks, KitchenConfig().object_registries)
         for task in tasks:
             scenes(self.kitchen(task))
-        check_assets(tasks, KitchenConfig().object_registries)
         check_gl()
         return [kitchen_spec(self.kitchen(task)) for task in tasks]
 

@@ -102,6 +102,7 @@ class PolicyRun:
             outcomes = journal.merge(self.output, self.trials)
             filmed = film(pool, outcomes, self.output / "videos", films)
         record = write_all(title, config, self.identity, outcomes, filmed, self.output, started)
+        print(title)
         print(text_table(record["rows"]))
         print(f"results in {self.output}")
 

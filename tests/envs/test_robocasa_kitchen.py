@@ -1,22 +1,23 @@
 """RoboCasa's kitchens in the real simulator."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from kitchen_cases import TASK, fingerprint
 
 from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv
+from deas_vla.envs.robocasa.tasks import ASSETS_VARIABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kitchen_assets")]
 
 
 @pytest.fixture(scope="module")
-def env(kitchen_assets: Path) -> Iterator[KitchenEnv]:
+def env(kitchen_assets: None) -> Iterator[KitchenEnv]:
     env = KitchenEnv(KitchenConfig(task=TASK, image_size=64))
     yield env
     env.close()
@@ -42,7 +43,12 @@ def test_seed_alone_determines_an_episode(env: KitchenEnv) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7", "PATH": "/usr/bin:/bin"},
+        env={
+            "PYTHONPATH": ":".join(sys.path),
+            "PYTHONHASHSEED": "7",
+            "PATH": "/usr/bin:/bin",
+            ASSETS_VARIABLE: os.environ.get(ASSETS_VARIABLE, ""),
+        },
         capture_output=True,
         text=True,
         check=True,
@@ -82,9 +88,10 @@ def test_pictures_states_and_physics_are_lerobots(env: KitchenEnv) -> None:
         split="target",
         obj_registries=registries,
     )
-    theirs._ensure_env()
     env.reset(6)
-    observation, _ = theirs.reset(seed=6)
+    with env._assets():
+        theirs._ensure_env()
+        observation, _ = theirs.reset(seed=6)
     # Moves the arm, then the base, and closes the gripper.
     actions = np.random.default_rng(1).uniform(-1, 1, (6, 12)).astype(np.float32)
     actions[:3, 4], actions[3:, 4], actions[:, 11] = 0, 1, 1

@@ -3,12 +3,10 @@
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kitchen_cases import unpack_missing
 
 from deas_vla.envs.robocasa import tasks as robocasa_tasks
 from deas_vla.envs.robocasa.kitchen import (
@@ -20,7 +18,14 @@ from deas_vla.envs.robocasa.kitchen import (
     kitchen_spec,
     scenes,
 )
-from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks, robocasa_module, task_horizon
+from deas_vla.envs.robocasa.tasks import (
+    ASSETS_VARIABLE,
+    check_assets,
+    choose_assets,
+    resolve_tasks,
+    robocasa_module,
+    task_horizon,
+)
 from deas_vla.errors import DeasError
 
 
@@ -112,31 +117,41 @@ def test_scenes_can_be_chosen_but_not_made_up() -> None:
 
 
 def test_missing_assets_name_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(robocasa_tasks, "assets_root", lambda: tmp_path)
+    monkeypatch.setattr(robocasa_tasks, "package_assets", lambda: tmp_path)
+    monkeypatch.delenv(ASSETS_VARIABLE, raising=False)
     (tmp_path / "textures").mkdir()
     with pytest.raises(DeasError) as error:
         check_assets(["CloseDrawer"], ["lightwheel"])
     message = str(error.value)
     assert "CloseDrawer" in message and "fixtures/fridges" in message and "\n" not in message
-    assert message.endswith("download_kitchen_assets --type fixtures_lw objs_lw`")
+    assert "download_kitchen_assets --type fixtures_lw objs_lw`" in message
+    assert message.endswith("--assets=lite")
     with pytest.raises(DeasError, match="registry 'unknown'"):
         check_assets(["CloseDrawer"], ["unknown"])
 
 
-def test_unpacking_never_replaces_a_file(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    (source / "deep").mkdir(parents=True)
-    target.mkdir()
-    (source / "deep" / "new").write_text("kit")
-    (source / "old").write_text("kit")
-    (target / "old").write_text("downloaded")
-    with tarfile.open(tmp_path / "kit.tar.xz", "w:xz") as tar:
-        tar.add(source, ".")
-    for _ in range(2):
-        unpack_missing(tmp_path / "kit.tar.xz", target)
-    assert (target / "old").read_text() == "downloaded"
-    assert (target / "deep" / "new").read_text() == "kit"
-    assert sorted(p.name for p in target.iterdir()) == ["deep", "old"]
+def test_assets_may_lie_outside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, extra = tmp_path / "package", tmp_path / "extra"
+    for folder in ("fridges", "microwaves"):
+        (package / "fixtures" / folder).mkdir(parents=True)
+    for folder in ("fixtures/sinks", "fixtures/stoves", "textures", "objects/lightwheel"):
+        (extra / folder).mkdir(parents=True)
+    monkeypatch.setattr(robocasa_tasks, "package_assets", lambda: package)
+    monkeypatch.delenv(ASSETS_VARIABLE, raising=False)
+    with pytest.raises(DeasError, match="textures, fixtures/sinks"):
+        choose_assets("robocasa", ["CloseDrawer"], ["lightwheel"])
+    assert choose_assets("auto", ["CloseDrawer"], ["lightwheel"]) == "lite"
+    monkeypatch.setenv(ASSETS_VARIABLE, str(extra))
+    assert choose_assets("robocasa", ["CloseDrawer"], ["lightwheel"]) == "robocasa"
+    assert choose_assets("auto", ["CloseDrawer"], ["lightwheel"]) == "robocasa"
+    assert choose_assets("lite", ["CloseDrawer"]) == "lite"
+    with pytest.raises(DeasError, match="assets 'light' are unknown: use robocasa, lite or auto"):
+        choose_assets("light", ["CloseDrawer"])
+    monkeypatch.setenv(ASSETS_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(DeasError, match=r"DEAS_ROBOCASA_ASSETS=.*nowhere is no directory"):
+        choose_assets("auto", ["CloseDrawer"])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """RoboCasa365's kitchens with the PandaOmron, in LeRobot's observation and action layout."""
 
+import contextlib
+import functools
 import re
+from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,18 @@ from numpy.typing import NDArray
 
 from deas_vla.envs.env import IMAGE_PREFIX, EnvSpec, Observation
 from deas_vla.envs.gl import gl_failure
-from deas_vla.envs.robocasa.tasks import resolve_tasks, robocasa_module, task_horizon
+from deas_vla.envs.robocasa.lite import catalogue
+from deas_vla.envs.robocasa.lite.looks import PlainLooks
+from deas_vla.envs.robocasa.lite.scenes import instance_split, lite_scenes
+from deas_vla.envs.robocasa.lite.tree import lite_tree
+from deas_vla.envs.robocasa.overlay import AssetTree, mounted, package_tree
+from deas_vla.envs.robocasa.tasks import (
+    choose_assets,
+    extra_assets,
+    resolve_tasks,
+    robocasa_module,
+    task_horizon,
+)
 from deas_vla.envs.robosuite.state import SimulatorState, restore_state, save_state
 from deas_vla.errors import DeasError
 
@@ -45,20 +59,25 @@ class KitchenConfig:
 
     Attributes:
         task: RoboCasa365's name of the task, or its name of 2024.
+        assets: Whose kitchens: ``robocasa``, which have to be downloaded, ``lite``, which come with
+            this package, or ``auto``: RoboCasa's where they are there.
         split: RoboCasa's kitchens and object instances: ``pretrain`` (layouts and styles 11 to
-            60), ``target`` (ten others, and other objects) or ``all``.
-        layouts: Keep only these layouts of the split; all of them when empty.
+            60), ``target`` (ten others, and other objects) or ``all``. Of lite kitchens ``train``
+            and ``test``, for which RoboCasa's names are accepted too, or ``all``.
+        layouts: Keep only these layouts of the split; all of them when empty. RoboCasa's have
+            numbers, lite ones names.
         styles: Keep only these styles of the split; all of them when empty.
         cameras: Cameras, by RoboCasa's names.
         image_size: Height and width of their pictures, pixels.
-        object_registries: Where objects are sampled from.
+        object_registries: Where RoboCasa's objects are sampled from; lite kitchens have their own.
         horizon: Steps until truncation; RoboCasa's own for the task when 0.
     """
 
     task: str = "CloseDrawer"
+    assets: str = "robocasa"
     split: str = "target"
-    layouts: tuple[int, ...] = ()
-    styles: tuple[int, ...] = ()
+    layouts: tuple[int | str, ...] = ()
+    styles: tuple[int | str, ...] = ()
     cameras: tuple[str, ...] = (
         "robot0_agentview_left",
         "robot0_eye_in_hand",
@@ -101,12 +120,15 @@ def known_cameras() -> list[str]:
     return list(robocasa_module("robocasa.utils.camera_utils").CAM_CONFIGS["DEFAULT"])
 
 
-def scenes(config: KitchenConfig) -> list[tuple[int, int]]:
+def scenes(config: KitchenConfig) -> list[tuple[int, int]] | list[tuple[str, str]]:
     """The (layout, style) pairs that episodes are drawn from, each as likely.
 
     Raises:
         DeasError: An unknown split, or nothing is left of it.
     """
+    if config.assets == "lite":
+        task = resolve_tasks([config.task])[0]
+        return lite_scenes(task, config.split, config.layouts, config.styles)
     registry = robocasa_module("robocasa.models.scenes.scene_registry")
     if config.split == "target":
         pairs = [(k, k) for k in range(1, 11)]
@@ -145,7 +167,8 @@ class KitchenEnv:
     """
 
     def __init__(self, config: KitchenConfig) -> None:
-        self.config = config
+        assets = choose_assets(config.assets, [config.task], config.object_registries)
+        self.config = config = replace(config, assets=assets)
         self.spec = kitchen_spec(config)
         self._scenes = scenes(config)
         robosuite = robocasa_module("robosuite")
@@ -153,6 +176,8 @@ class KitchenEnv:
         self._make = robosuite.make
         self._controllers = robosuite.load_composite_controller_config(robot="PandaOmron")
         self._unmap = robocasa_module("robocasa.wrappers.gym_wrapper").PandaOmronKeyConverter
+        self._looks = PlainLooks()
+        self._tree: AssetTree | None = None
         self._kitchen: Any = None
         self._renderer: Any = None
 
@@ -164,30 +189,69 @@ class KitchenEnv:
         return self._kitchen
 
     @property
-    def scene(self) -> tuple[int, int]:
+    def scene(self) -> tuple[int | str, int | str]:
         """Layout and style of the running episode."""
+        if self.config.assets == "lite":
+            return self._scene
         return int(self.kitchen.layout_id), int(self.kitchen.style_id)
 
     def reset(self, seed: int) -> None:
-        self.close()
-        split = self.config.split
-        self._kitchen = self._make(
-            self.spec.name,
-            robots="PandaOmron",
-            controller_configs=self._controllers,
-            control_freq=FPS,
-            layout_and_style_ids=self._scenes,
-            obj_instance_split=None if split == "all" else split,
-            obj_registries=self.config.object_registries,
-            seed=seed,
-            ignore_done=True,
-            use_camera_obs=False,
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            renderer="mujoco",
-        )
-        self._raw = self._kitchen.reset()
+        self._end_episode()
+        with self._assets():
+            self._kitchen = self._make(
+                self.spec.name,
+                robots="PandaOmron",
+                controller_configs=self._controllers,
+                control_freq=FPS,
+                seed=seed,
+                ignore_done=True,
+                use_camera_obs=False,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                renderer="mujoco",
+                **self._origin(seed),
+            )
+            building = (
+                self._looks.building(self._kitchen)
+                if self.config.assets == "lite"
+                else contextlib.nullcontext()
+            )
+            with building:
+                self._raw = self._kitchen.reset()
         self._task = self._kitchen.get_ep_meta()["lang"] or self.spec.instruction
+
+    def _origin(self, seed: int) -> dict[str, Any]:
+        """Kitchens and objects of an episode, as robosuite.make takes them."""
+        split = self.config.split
+        if self.config.assets == "lite":
+            choice = np.random.default_rng((seed, 2)).integers(len(self._scenes))
+            self._scene = layout, style = self._scenes[choice]
+            return {
+                "layout_and_style_ids": [
+                    (catalogue.layout(str(layout)), catalogue.style(str(style)))
+                ],
+                "obj_instance_split": instance_split(split),
+                "obj_registries": (catalogue.REGISTRY,),
+            }
+        return {
+            "layout_and_style_ids": self._scenes,
+            "obj_instance_split": None if split == "all" else split,
+            "obj_registries": self.config.object_registries,
+        }
+
+    @contextlib.contextmanager
+    def _assets(self) -> Iterator[None]:
+        """While a kitchen is built, RoboCasa finds the assets of the configuration."""
+        extra = extra_assets()
+        if self.config.assets == "robocasa" and extra is None:
+            yield
+            return
+        if self._tree is None:
+            self._tree = lite_tree() if extra is None or self.config.assets == "lite" else (
+                package_tree(extra)
+            )  # fmt: skip
+        with mounted(self._tree):
+            yield
 
     def observe(self, *, images: bool = True) -> Observation:
         state = np.concatenate([self._raw[key] for key, _ in STATE_PARTS.values()])
@@ -219,6 +283,12 @@ class KitchenEnv:
         }
 
     def close(self) -> None:
+        self._end_episode()
+        if self._tree is not None:
+            self._tree.close()
+            self._tree = None
+
+    def _end_episode(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -266,12 +336,13 @@ class KitchenEnv:
 
 
 def _mend_robocasa() -> None:
-    """Make two of RoboCasa's habits fit for repeatable and frequent resets; idempotent.
+    """Make three habits fit for repeatable and frequent episodes; idempotent.
 
     Counters drop repeated regions through a set of XML elements, whose order follows memory
     addresses, and then draw one by index: the same seed can put an object elsewhere in another
     process. And every reset parses some seventy YAML files in pure Python, more than half of its
-    time; libyaml reads the same.
+    time; libyaml reads the same. And robosuite puts the limits of all controllers together three
+    times in each of a control step's 25 physics steps, a tenth of its time, though they stay.
     """
     import yaml
 
@@ -285,3 +356,11 @@ def _mend_robocasa() -> None:
     robocasa_module("robocasa.models.fixtures.counter").set = dict.fromkeys  # keeps the order
     for name in ("models.scenes.scene_utils", "models.scenes.kitchen_arena", "utils.env_utils"):
         robocasa_module(f"robocasa.{name}").yaml = FastYaml
+    controllers = robocasa_module("robosuite.controllers.composite.composite_controller")
+    for kind in (controllers.CompositeController, controllers.HybridMobileBase):
+        limits = vars(kind)["action_limits"]
+        if isinstance(limits, property):  # once for each controller, whose attribute it then is
+            assert limits.fget is not None
+            kept = functools.cached_property(limits.fget)
+            kept.__set_name__(kind, "action_limits")
+            kind.action_limits = kept

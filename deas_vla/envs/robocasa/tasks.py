@@ -8,6 +8,7 @@ import difflib
 import importlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ _NOT_INSTALLED = (
     "RoboCasa cannot be imported (no module '{}'): install it with "
     "`pip install 'deas_vla[robocasa]'`"
 )
+# Names a directory laid out like RoboCasa's `models/assets`, whose files count as downloaded.
+ASSETS_VARIABLE = "DEAS_ROBOCASA_ASSETS"
 _DOWNLOADED_FIXTURES = ("fridges", "microwaves", "sinks", "stoves")
 
 
@@ -122,31 +125,62 @@ def check_assets(
     Raises:
         DeasError: Something is missing, with the download to run; or an unknown registry.
     """
-    root = assets_root()
-    wanted = {"tex": [root / "textures"]}
-    wanted["fixtures_lw"] = [root / "fixtures" / name for name in _DOWNLOADED_FIXTURES]
+    wanted = {"tex": [Path("textures")]}
+    wanted["fixtures_lw"] = [Path("fixtures", name) for name in _DOWNLOADED_FIXTURES]
     for registry in object_registries:
         if registry not in _REGISTRY_DOWNLOADS:
             raise DeasError(
                 f"object registry '{registry}' is unknown: use {list(_REGISTRY_DOWNLOADS)}"
             )
         folder = "aigen_objs" if registry == "aigen" else registry
-        wanted[_REGISTRY_DOWNLOADS[registry]] = [root / "objects" / folder]
-    missing = {name: [f for f in folders if not f.is_dir()] for name, folders in wanted.items()}
-    missing = {name: folders for name, folders in missing.items() if folders}
+        wanted[_REGISTRY_DOWNLOADS[registry]] = [Path("objects", folder)]
+    roots = [root for root in (package_assets(), extra_assets()) if root is not None]
+    missing = {
+        name: [str(f) for f in needed if not any((root / f).is_dir() for root in roots)]
+        for name, needed in wanted.items()
+    }
+    missing = {name: gone for name, gone in missing.items() if gone}
     if missing:
-        folders = [str(f.relative_to(root)) for gone in missing.values() for f in gone]
+        folders = ", ".join(folder for gone in missing.values() for folder in gone)
         raise DeasError(
-            f"{', '.join(tasks)}: RoboCasa's assets are missing in {root} "
-            f"({', '.join(folders)}): run "
-            f"`python -m robocasa.scripts.download_kitchen_assets --type {' '.join(missing)}`"
+            f"{', '.join(tasks)}: RoboCasa's assets are missing in "
+            f"{' and '.join(map(str, roots))} ({folders}): run "
+            f"`python -m robocasa.scripts.download_kitchen_assets --type {' '.join(missing)}`, or "
+            "use the kitchens that need none with --assets=lite"
         )
 
 
-def assets_root() -> Path:
-    """Where the installed RoboCasa looks for its assets; found without importing it.
+def choose_assets(
+    choice: str,
+    tasks: Sequence[str],
+    object_registries: Iterable[str] = ("objaverse", "lightwheel"),
+) -> str:
+    """``robocasa`` or ``lite``: whose kitchens are meant.
 
-    On import RoboCasa lists the objects that are there: what comes later is not seen.
+    Args:
+        choice: One of the two, or ``auto``: RoboCasa's where they are there, else our own.
+        tasks: Tasks about to run, for messages.
+        object_registries: RoboCasa's registries that objects would be sampled from.
+
+    Raises:
+        DeasError: An unknown choice, or ``robocasa`` without the assets; as `check_assets`.
+    """
+    if choice not in ("robocasa", "lite", "auto"):
+        raise DeasError(f"assets '{choice}' are unknown: use robocasa, lite or auto")
+    if choice == "lite":
+        return choice
+    extra_assets()  # a variable that names nothing is a mistake, not a reason to do without
+    try:
+        check_assets(tasks, object_registries)
+    except DeasError:
+        if choice == "robocasa":
+            raise
+        return "lite"
+    return "robocasa"
+
+
+def package_assets() -> Path:
+    """Where the installed RoboCasa keeps its assets; found without importing it.
 
     Raises:
         DeasError: RoboCasa is not installed.
@@ -155,6 +189,20 @@ def assets_root() -> Path:
     if spec is None or spec.origin is None:
         raise DeasError(_NOT_INSTALLED.format("robocasa"))
     return Path(spec.origin).parent / "models" / "assets"
+
+
+def extra_assets() -> Path | None:
+    """Another directory with assets, from ``DEAS_ROBOCASA_ASSETS``: a download outside the package.
+
+    Raises:
+        DeasError: The variable names no directory.
+    """
+    named = os.environ.get(ASSETS_VARIABLE)
+    if not named:
+        return None
+    if not Path(named).is_dir():
+        raise DeasError(f"{ASSETS_VARIABLE}={named} is no directory: correct or unset it")
+    return Path(named)
 
 
 def _horizons() -> dict[str, int]:

@@ -37,6 +37,8 @@ def write_all(
         What stands in ``results.json``.
     """
     rows = success_rows(outcomes, identity["selection"]["temperature"])
+    if (assets := identity.get("env.assets")) is not None:  # kitchens that are never pooled
+        rows = [{**row, "assets": assets} for row in rows]
     record = {
         **json.loads(json.dumps(identity, default=str)),
         **run_record(config, started),

@@ -1,0 +1,1 @@
+"""Kitchens of our own: appliances, objects, layouts and styles that need no download."""
