@@ -80,7 +80,9 @@ class ReachExpert:
                 self._path[0] = Waypoint(goal.at, goal.facing, goal.grip, 1e9, goal.wait)
                 self._steps = 0
                 return
-            if self._steps < goal.patience and not (goal.within < 1e8 and reached(goal, now, self._held)):
+            if self._steps < goal.patience and not (
+                goal.within < 1e8 and reached(goal, now, self._held)
+            ):
                 return
             self._path.pop(0)
             self._steps = 0
