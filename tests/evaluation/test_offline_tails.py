@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from offline_cases import EVERY, G1, H, frame_critic, make_table
+from offline_cases import EVERY, G1, H, frame_critic
+from table_cases import make_table
 
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.evaluation.offline.tails import solving_chunks, tail_errors, worst

@@ -280,3 +280,14 @@ def test_script_prints_one_line_and_fails(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stderr.strip().splitlines()[-1].startswith("error: dataset root /nowhere")
     assert "Traceback" not in run.stderr
+
+
+def test_an_adapter_of_another_split_is_refused(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache"))
+    with pytest.raises(DeasError, match="statistics of another dataset or split"):
+        recipe(tiny_dataset, copy, "--stages=[features,critic]", "--dataset.holdout=0")
