@@ -311,7 +311,9 @@ def test_only_policies_know_a_family() -> None:
     for path in sources("deas_vla"):
         if path.is_relative_to(ROOT / "deas_vla/policies"):
             continue
-        wrong += [f"{relative(path)} -> {n}" for n in imported(path) if "policies.groot" in n]
+        wrong += [
+            f"{relative(path)} -> {n}" for n in imported(path) if "deas_vla.policies.groot" in n
+        ]
         reached = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Attribute)]
         wrong += [f"{relative(path)}:{n.lineno}" for n in reached if n.attr == "groot"]
     assert wrong == []
