@@ -253,21 +253,19 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         pretrained_name_or_path: str | Path,
         *,
         config: ValueGuidedConfig | None = None,
+        revision: str | None = None,
         device: str | None = None,
         **kwargs: Any,
     ) -> "ValueGuidedPolicy":
         """Load a bundle's policy and critic from a directory or a Hub id.
 
-        ``device`` defaults to the one that the bundle was made on, where that is there.
+        ``device`` defaults to the one that the bundle was made on, where that is there;
+        ``revision`` is a branch, tag or commit on the Hub.
 
         Raises:
             DeasError: Missing or mismatched parts, by name.
         """
-        root = Path(pretrained_name_or_path)
-        if not root.is_dir():
-            from huggingface_hub import snapshot_download
-
-            root = Path(snapshot_download(str(pretrained_name_or_path)))
+        root = local_directory(pretrained_name_or_path, revision)
         config = config or read_config(root)
         device = device or str(config.device)
         stats_file = root / "policy" / STATS_FILE
@@ -280,6 +278,27 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         )
         critic = load_critic(root / "critic", device) if (root / "critic").is_dir() else None
         return cls(config, vla, critic, stats)
+
+
+def local_directory(name: str | Path, revision: str | None = None) -> Path:
+    """A bundle's directory: ``name`` itself, or where the Hub's files of that id are.
+
+    Raises:
+        DeasError: Neither a directory nor to be had from the Hub.
+    """
+    if Path(name).is_dir() or Path(name).is_absolute() or str(name).count("/") != 1:
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = "" if revision is None else f" at revision {revision}"
+        raise DeasError(
+            f"bundle {name}{at} is no directory here and cannot be had from the Hub "
+            f"({type(error).__name__}): check the name, or download it first"
+        ) from error
 
 
 def read_config(directory: Path) -> ValueGuidedConfig:
