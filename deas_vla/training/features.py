@@ -1,7 +1,7 @@
 """The ``features`` stage: every frame through the frozen backbone once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -92,7 +93,7 @@ def extract_features(
             )
             for name, dim in dims.items()
         }
-    missing = sorted({e for cache in caches.values() for e in cache.missing_episodes()})
+    missing = work_list(accelerator, list(caches.values()))
     for name, cache in caches.items():
         accelerator.print(f"features: {name}, {cache.check_disk_space()}")
     accelerator.print(f"features: {len(missing)} of {table.num_episodes} episodes to compute")
@@ -116,6 +117,20 @@ def extract_features(
     return Encodings(
         arrays["pooled"], arrays.get("tokens"), token_mask, image_mask, table.task_index
     )
+
+
+def work_list(accelerator: Accelerator, caches: Sequence[FeatureCache]) -> list[int]:
+    """Episodes that any of the caches lacks, the same list on every process.
+
+    Listed once and told to all: looking takes seconds (checksums), and a process that looked while
+    another one was already writing would take the wrong share.
+    """
+    missing = None
+    if accelerator.is_main_process:
+        missing = sorted({e for cache in caches for e in cache.missing_episodes()})
+    told = broadcast_object_list([missing])[0]
+    assert told is not None
+    return list(told)
 
 
 def _encode_episode(
