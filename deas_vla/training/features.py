@@ -103,14 +103,15 @@ def extract_features(
     frames = iter_episode_frames(table.root, table, vla.spec.image_keys, mine)
     bar = tqdm(frames, "features", len(mine), disable=not accelerator.is_local_main_process)
     for episode, images in bar:
-        rows: dict[str, list[Tensor]] = {name: [] for name in caches}
+        rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in caches}
         for encoding in _encode_episode(vla, table, episode, images, config.batch_size):
-            rows["pooled"].append(pool_encoding(vla, encoding, config.pooling))
+            rows["pooled"].append(_halved(pool_encoding(vla, encoding, config.pooling)))
             if keep_tokens:
                 short = length - encoding.tokens.shape[1]
-                rows["tokens"].append(pad(encoding.tokens, (0, 0, short, 0)).flatten(1))
+                padded = pad(encoding.tokens, (0, 0, short, 0)).flatten(1)
+                rows["tokens"].append(_halved(padded))
         for name, cache in caches.items():
-            cache.write(episode, torch.cat(rows[name]).float().cpu().numpy())
+            cache.write(episode, np.concatenate(rows[name]))
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         arrays = {name: cache.assemble() for name, cache in caches.items()}
@@ -152,8 +153,28 @@ def _encode_episode(
         yield vla.encode(batch)
 
 
-def task_masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Which tokens are valid and which are of a picture, bool (K, L) each, for K instructions."""
+def _halved(features: Tensor) -> NDArray[np.float16]:
+    """Features off the device at once, in the cache's own type; infinite where it overflows."""
+    half: NDArray[np.float16] = features.half().cpu().numpy()
+    return half
+
+
+def task_masks(vla: VLA, tasks: tuple[str, ...], batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """Which tokens are valid and which are of a picture, bool (K, L) each, for K instructions.
+
+    A dataset may have thousands of instructions: they are encoded in parts, shorter ones padded on
+    the left as in one batch.
+    """
+    parts = [_masks(vla, tasks[at : at + batch_size]) for at in range(0, len(tasks), batch_size)]
+    length = max(valid.shape[1] for valid, _ in parts)
+    valid, image = (
+        torch.cat([pad(masks[k], (length - masks[k].shape[1], 0)) for masks in parts])
+        for k in range(2)
+    )
+    return valid, image
+
+
+def _masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     height, width = vla.image_size
     batch: dict[str, Any] = {
         key: torch.zeros(len(tasks), 3, height, width, dtype=torch.uint8)
