@@ -13,9 +13,11 @@ python -m deas_vla.data.merge --demos='[DEMOS]' --rollouts='[ROLLOUTS/dataset]' 
 from dataclasses import dataclass, field
 
 from deas_vla.cli import run
+from deas_vla.envs.robocasa import kitchen
+from deas_vla.envs.robosuite import lift
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.kitchens import KitchenRolloutConfig
-from deas_vla.evaluation.lift import ROBOT_TYPE, TASK, lift_run, lift_trials, open_on_lift
+from deas_vla.evaluation.lift import TASK, lift_run, lift_trials, open_on_lift
 from deas_vla.evaluation.runs import PolicyRun
 
 # Every simulator process imports this file: what needs LeRobot's policies is imported in main().
@@ -45,7 +47,7 @@ def main(config: CollectConfig) -> None:
 
     from deas_vla.evaluation.engine.launch import Launch
 
-    launch, robot = Launch(), config.robot_type or "PandaOmron"
+    launch, robot = Launch(), config.robot_type or kitchen.ROBOT_TYPE
     policy = config.open_policy(specs, launch.device)
     claimed = PolicyRun.claim(
         launch,
@@ -67,7 +69,7 @@ def collect_lift(config: CollectConfig) -> None:
 
     if config.bundle is None:
         raise DeasError("Lift wants --bundle=DIR: it is no task of a checkpoint as it is")
-    launch, robot = Launch(), config.robot_type or ROBOT_TYPE
+    launch, robot = Launch(), config.robot_type or lift.ROBOT_TYPE
     policy = open_on_lift(config.bundle, launch.device, config.selection, config.n_action_steps)
     trials = lift_trials(config.seeds, config.episodes, config.candidates or [1])
     policy.check_candidates(max(config.candidates or [1]))

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deas_vla.cli import make_output_dir, run
+from deas_vla.envs.robosuite.lift import ROBOT_TYPE
 from deas_vla.errors import DeasError
-from deas_vla.evaluation.lift import ROBOT_TYPE, lift_run, lift_trials, open_on_lift
+from deas_vla.evaluation.lift import lift_run, lift_trials, open_on_lift
 from deas_vla.evaluation.results.rounds import round_rows, text_table, write_rounds
 from deas_vla.guidance.config import SelectionOverride
 from deas_vla.provenance import run_record

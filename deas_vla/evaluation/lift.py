@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # simulator processes import this file, and LeRobot takes lon
     from deas_vla.guidance.guided import ValueGuidedPolicy
 
 TASK = "Lift"
-ROBOT_TYPE = "Panda"
 
 
 def make_lift(task: str) -> LiftEnv:
