@@ -130,6 +130,37 @@ class GrootVLA:
                 dtype=dtype,
                 **overrides,
             ).to(device)
+        return cls.assemble(
+            model,
+            root,
+            backbone,
+            embodiment=embodiment,
+            image_keys=image_keys,
+            state_dim=state_dim,
+            action_dim=action_dim,
+            dataset_stats=dataset_stats,
+            name_or_path=str(path),
+        )
+
+    @classmethod
+    def assemble(
+        cls,
+        model: Any,
+        root: Path,
+        backbone: str,
+        *,
+        embodiment: str,
+        image_keys: tuple[str, ...],
+        state_dim: int,
+        action_dim: int,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        name_or_path: str,
+    ) -> "GrootVLA":
+        """A loaded ``GR00TN17``, frozen, with the processors of ``root`` and ``backbone``.
+
+        Arguments as of :meth:`from_pretrained`; ``backbone`` is where tokenizer and image
+        processor come from.
+        """
         model.requires_grad_(False).eval()
         preprocessor, postprocessor = build_processors(
             root,
@@ -140,7 +171,7 @@ class GrootVLA:
             state_dim=state_dim,
             action_dim=action_dim,
             dataset_stats=dataset_stats,
-            device=device,
+            device=str(model.device),
         )
         vision = model.backbone.model.config.vision_config
         pixels = vision.patch_size * vision.spatial_merge_size  # of one token, either way
@@ -155,7 +186,7 @@ class GrootVLA:
             token_dim=model.config.backbone_embedding_dim,
             tokens_per_image=(height // pixels, width // pixels),
         )
-        return cls(model, preprocessor, postprocessor, spec, str(path))
+        return cls(model, preprocessor, postprocessor, spec, name_or_path)
 
     @property
     def image_size(self) -> tuple[int, int]:

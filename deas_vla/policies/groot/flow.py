@@ -23,10 +23,11 @@ class Flow:
     Args:
         compile: Compile the fused head, for one candidate too: then results agree with the base
             policy to rounding.
+        fuse: Whether the fused head may be used at all.
     """
 
-    def __init__(self, *, compile: bool = False) -> None:
-        self.compile = compile
+    def __init__(self, *, compile: bool = False, fuse: bool = True) -> None:
+        self.compile, self.fuse = compile, fuse
         self._fused: FusedHead | None = None
         self._told: str | None = None
 
@@ -51,7 +52,7 @@ class Flow:
         features = head._encode_features(backbone, inputs)
         reason = None
         if noise.shape[1] > 1 or tail is not None or self.compile:
-            reason = mismatch(head)
+            reason = mismatch(head) if self.fuse else "it was asked for"
             if reason is None:
                 context = self._head(head).prepare(
                     features.backbone_features,
