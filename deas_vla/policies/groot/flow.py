@@ -52,7 +52,7 @@ class Flow:
         features = head._encode_features(backbone, inputs)
         reason = None
         if noise.shape[1] > 1 or tail is not None or self.compile:
-            reason = mismatch(head) if self.fuse else "it was asked for"
+            reason = mismatch(head) if self.fuse else "the fused head is switched off"
             if reason is None:
                 context = self._head(head).prepare(
                     features.backbone_features,
@@ -69,7 +69,8 @@ class Flow:
                     f"this action head cannot go on from an earlier chunk ({reason}): leave out "
                     "warm starts and prev_chunk_left_over"
                 )
-            self._tell(reason)
+            if self.fuse:
+                self._tell(reason)
         return replicate(head, features, backbone, inputs, noise)
 
     def _head(self, head: Any) -> FusedHead:
