@@ -21,7 +21,7 @@ import torch
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.errors import DeasError
-from deas_vla.evaluation.counting import count, count_per_candidate
+from deas_vla.evaluation.counting import count
 from deas_vla.evaluation.decisions import COPIES, FUSED, NAIVE, STAGES, StagedDecisions
 from deas_vla.evaluation.results.pages import html_picture, html_table, write_page
 from deas_vla.evaluation.timing import Arm, interleave, timing_row
@@ -29,7 +29,7 @@ from deas_vla.files import write_json
 from deas_vla.policies.config import VLAConfig, load_vla
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.groot.flow import Flow
-from deas_vla.policies.groot.random_weights import SIZES, random_vla
+from deas_vla.policies.groot.random_weights import SIZES, head_on_meta, random_vla
 from deas_vla.provenance import provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,6 +51,8 @@ class LatencyConfig:
         compile: Time the fused head compiled, for one candidate as well.
         rounds: Timed rounds, after one to warm up.
         counting: Also count operations and bytes; takes a few more decisions.
+        count_only: Instead of timing, count what the head of ``medium`` or ``full`` computes, reads
+            and writes in bfloat16 for each number of candidates, without weights or a device.
         threads: Of PyTorch on a CPU.
         output_dir: Where results go; outputs/latency/<size> when left out.
     """
@@ -64,6 +66,7 @@ class LatencyConfig:
     compile: bool = False
     rounds: int = 20
     counting: bool = True
+    count_only: bool = False
     threads: int = 2
     output_dir: Path | None = None
 
@@ -73,6 +76,11 @@ def main(config: LatencyConfig) -> None:
     check(config)
     output = make_output_dir(config.output_dir or Path("outputs/latency") / config.size)
     torch.set_num_threads(config.threads)
+    if config.count_only:
+        record = {**provenance(), "config": plain(config), "counted": count_heads(config)}
+        write_json(output / "results.json", record)
+        print(f"results in {output}")
+        return
     vla = open_vla(config)
     own = GrootVLA(vla.model, vla.preprocessor, vla.postprocessor, vla.spec, vla.name_or_path)
     own.flow = Flow(fuse=False)
@@ -100,7 +108,7 @@ def main(config: LatencyConfig) -> None:
         row["split_ms"] = dict(zip(STAGES, parts.tolist(), strict=False))
         rows.append(row)
     record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "config": plain(config),
         **provenance(),
         "weights_mb": sum(p.numel() * p.element_size() for p in vla.model.parameters()) / 1e6,
         "wall_seconds": time.time() - started,
@@ -143,12 +151,39 @@ def open_vla(config: LatencyConfig) -> GrootVLA:
 
 
 def counted(decider: StagedDecisions, config: LatencyConfig) -> list[dict[str, Any]]:
-    """Operations and bytes of one candidate, and of each further one, of a whole decision."""
-    rows = [{"what": "base policy", **asdict(count(lambda: decider.decide(FUSED, 1)))}]
-    for way in (FUSED, COPIES, NAIVE) if config.naive else (FUSED, COPIES):
-        each = count_per_candidate(partial(decider.decide, way))
-        rows.append({"what": f"{way}, each candidate", **asdict(each)})
+    """Operations and bytes of a whole decision: of one candidate, and of several each way."""
+    most = max([n for n in config.naive if n in config.candidates] or config.candidates)
+    rows = [{"what": FUSED, "candidates": 1, **asdict(count(lambda: decider.decide(FUSED, 1)))}]
+    for way in (FUSED, COPIES, NAIVE) if most in config.naive else (FUSED, COPIES):
+        found = count(partial(decider.decide, way, most))
+        rows.append({"what": way, "candidates": most, **asdict(found)})
     return rows
+
+
+def count_heads(config: LatencyConfig) -> list[dict[str, Any]]:
+    """Operations and bytes of one call of the head alone, with 16 tokens of text."""
+    if config.size not in SIZES:
+        raise DeasError(f"size '{config.size}' is not counted: use {' or '.join(SIZES)}")
+    size = SIZES[config.size]
+    tokens = size.cameras * (size.pixels // 32) ** 2 + 16
+    head, fused, copies = head_on_meta(size, tokens)
+    print(f"weights {sum(p.numel() for p in head.parameters()) / 1e6:.0f} M, {tokens} tokens")
+    print("  ".join(name.rjust(19) for name in ("N", "way", "GFLOP", "GB moved", "MB at the peak")))
+    rows = []
+    for n in sorted({*config.candidates, 1}):
+        for way, call in ((FUSED, fused), (COPIES, copies)):
+            if n == 1 and way == FUSED:
+                continue  # one candidate is LeRobot's own path
+            found = count(partial(call, n))
+            rows.append({"what": way, "candidates": n, **asdict(found)})
+            cells = [n, way, f"{found.operations / 1e9:.4g}", f"{found.traffic / 1e9:.4g}"]
+            print("  ".join(str(c).rjust(19) for c in [*cells, f"{found.peak / 1e6:.4g}"]))
+    return rows
+
+
+def plain(config: LatencyConfig) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return values
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -50,14 +49,3 @@ def count(call: Callable[[], object]) -> Count:
     with _Traffic() as traffic:
         call()
     return Count(operations.get_total_flops(), traffic.bytes, peak_bytes(call))
-
-
-def count_per_candidate(call: Callable[[int], object], few: int = 2, more: int = 4) -> Count:
-    """What one further candidate takes: between ``few`` and ``more``, all three grow evenly."""
-    low, high = count(partial(call, few)), count(partial(call, more))
-    step = more - few
-    return Count(
-        (high.operations - low.operations) / step,
-        (high.traffic - low.traffic) / step,
-        (high.peak - low.peak) / step,
-    )

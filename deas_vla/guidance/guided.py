@@ -161,7 +161,15 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         self.check_candidates(candidates)
         seeds = [0] * len(batch["observation.state"])
         decide = lambda count: self.decide(batch, CandidateNoise(seeds), count)  # noqa: E731
-        self._ready[candidates] = ready(self.vla, self.config.speed, decide, candidates)
+        encoding = self.vla.encode(batch)
+
+        def choose(count: int) -> None:
+            streams = CandidateNoise(seeds)
+            noise = streams.draw(count, self.vla.spec.noise_shape)
+            self._decide(encoding, noise, streams.selection_generators())
+
+        found = ready(self.vla, self.config.speed, decide, choose, candidates)
+        self._ready[candidates] = found
         return self._ready[candidates]
 
     @torch.no_grad()

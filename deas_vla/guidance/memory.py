@@ -54,7 +54,8 @@ def bytes_per_candidate(decide: Callable[[int], object]) -> tuple[float, float]:
     """(bytes of a decision whatever N is, bytes of each candidate), by running small ones.
 
     Args:
-        decide: Takes N and decides among so many candidates.
+        decide: Takes N and decides among so many candidates, of an observation that is encoded
+            already: what the backbone takes would hide what they do.
     """
     few, more = peak_bytes(partial(decide, _FEW)), peak_bytes(partial(decide, _MORE))
     each = (more - few) / (_MORE - _FEW)
@@ -74,7 +75,7 @@ def check_memory(
     fixed, each = bytes_per_candidate(decide)
     needed = fixed + candidates * each
     if free is not None and needed > _SHARE * free:
-        most = max(int((_SHARE * free - fixed) // each), 1)
+        most = max(int((_SHARE * free - fixed) // max(each, 1)), 1)
         raise DeasError(
             f"candidates {candidates} need {needed / 1e9:.3g} GB beside the weights, "
             f"{free / 1e9:.3g} GB are free: use at most {most}"

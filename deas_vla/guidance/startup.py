@@ -11,13 +11,20 @@ from deas_vla.policies.vla import VLA
 _log = logging.getLogger(__name__)
 
 
-def ready(vla: VLA, speed: SpeedConfig, decide: Callable[[int], object], candidates: int) -> int:
+def ready(
+    vla: VLA,
+    speed: SpeedConfig,
+    decide: Callable[[int], object],
+    choose: Callable[[int], object],
+    candidates: int,
+) -> int:
     """Check memory for N candidates, compile if asked to, find out what a budget allows.
 
     Args:
         vla: The policy.
         speed: What is asked for.
         decide: Takes N and makes a decision among so many.
+        choose: The same, of an observation that is encoded already.
         candidates: N; with a budget, the largest to consider.
 
     Returns:
@@ -27,7 +34,7 @@ def ready(vla: VLA, speed: SpeedConfig, decide: Callable[[int], object], candida
         DeasError: Candidates that do not fit in memory, or a budget too small for one.
     """
     if candidates > 1:
-        check_memory(decide, candidates, free_bytes(vla.device))
+        check_memory(choose, candidates, free_bytes(vla.device))
     if speed.compile:
         vla.compile()
     if speed.budget_ms > 0:

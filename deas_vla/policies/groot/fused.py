@@ -270,11 +270,12 @@ def gather(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     counts = mask.sum(1)
     size = int(counts.max())
     order = torch.argsort(~mask, dim=1, stable=True)[:, :size]  # the picked ones first, in order
+    order = order.to(tokens.device)
     part = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
     if bool((counts == size).all()):
         return part, None
-    valid = torch.arange(size, device=tokens.device) < counts[:, None]
-    return part, valid[:, None, None]
+    valid = torch.arange(size, device=mask.device) < counts[:, None]
+    return part, valid[:, None, None].to(tokens.device)
 
 
 def _attention(attention: Any, x: Tensor, keys: Keys | None, batch: int) -> Tensor:

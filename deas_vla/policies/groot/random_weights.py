@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ import torch
 
 from deas_vla.policies.groot.adapter import GrootVLA
 from deas_vla.policies.groot.checkpoint import NO_REMOTE_CODE, checkpoint_directory
+from deas_vla.policies.groot.flow import Flow
 from deas_vla.policies.groot.processors import quiet
 
 _NANO = "deas_vla/assets/groot_nano"  # tokenizer, statistics and embodiment of every size
@@ -131,6 +133,46 @@ def random_vla(
             action_dim=7,
             name_or_path="random weights",
         )
+
+
+def head_on_meta(
+    size: Size, tokens: int
+) -> tuple[Any, Callable[[int], None], Callable[[int], None]]:
+    """The action head's operations without any weight or number: for counting them.
+
+    Args:
+        size: Its shape; bfloat16.
+        tokens: Vision-language tokens L of an observation, pictures' ones among them.
+
+    Returns:
+        LeRobot's head, and two functions of N: the fused head on N candidates of one observation,
+        and LeRobot's own on N copies.
+    """
+    from lerobot.policies.groot.groot_n1_7 import GR00TN17ActionHead, GR00TN17Config
+    from transformers.feature_extraction_utils import BatchFeature
+
+    settings = GR00TN17Config(**size.head)
+    meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
+    with torch.device("meta"):
+        head = GR00TN17ActionHead(settings).to(torch.bfloat16).eval().requires_grad_(False)
+    pictures = torch.arange(tokens) < size.cameras * (size.pixels // 32) ** 2
+
+    def run(flow: Flow, count: int, masks: str) -> None:
+        backbone = {
+            "backbone_features": torch.empty(1, tokens, settings.backbone_embedding_dim, **meta),
+            "backbone_attention_mask": torch.ones(1, tokens, dtype=torch.bool, device=masks),
+            "image_mask": pictures[None].to(masks),
+        }
+        action = {
+            "state": torch.empty(1, 1, settings.max_state_dim, **meta),
+            "embodiment_id": torch.zeros(1, dtype=torch.long, device="meta"),
+        }
+        noise = torch.empty(1, count, size.horizon, settings.max_action_dim, **meta)
+        with torch.no_grad():
+            flow.sample(head, BatchFeature(data=backbone), BatchFeature(data=action), noise)
+
+    # How many tokens a mask picks is looked at where it is: the fused head takes it from the host.
+    return head, lambda n: run(Flow(), n, "cpu"), lambda n: run(Flow(fuse=False), n, "meta")
 
 
 def _write_side_files(root: Path, size: Size, cameras: tuple[str, ...]) -> Path:
