@@ -20,6 +20,7 @@ from deas_vla.critic.serialization import load_critic, save_critic
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
+from deas_vla.guidance.checks import check_candidates, check_fit
 from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.guidance.selection import Selection, select
@@ -136,7 +137,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(config)
-        _check(config, vla, critic)
+        check_fit(config, vla, critic)
         self.vla = vla
         self.critic = critic
         self.dataset_stats = dataset_stats
@@ -259,7 +260,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
 
     def check_candidates(self, candidates: int) -> None:
         """DeasError for a number of candidates that this policy cannot choose among."""
-        _check_candidates(candidates, self.critic, self.config.selection)
+        check_candidates(candidates, self.critic, self.config.selection)
 
     def feature(self, encoding: Encoding) -> Tensor:
         """The critic's view of an observation: float32 (B, F)."""
@@ -384,37 +385,3 @@ def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tenso
         pooling,
         vla.spec.tokens_per_image,
     )
-
-
-def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
-    horizon = vla.spec.action_horizon
-    _check_candidates(config.candidates, critic, config.selection)
-    config.speed.check()
-    if not 1 <= config.n_action_steps <= horizon:
-        raise DeasError(
-            f"n_action_steps {config.n_action_steps} is outside the policy's chunk of {horizon}: "
-            f"use 1 to {horizon}"
-        )
-    if critic is None:
-        return
-    if critic.config.horizon > horizon:
-        raise DeasError(
-            f"critic chunk length {critic.config.horizon} exceeds the policy's {horizon}: "
-            f"retrain with --critic.horizon={horizon} or less"
-        )
-    if critic.config.action_dim != vla.spec.action_dim:
-        raise DeasError(
-            f"critic scores {critic.config.action_dim} action dimensions, the policy has "
-            f"{vla.spec.action_dim}: use a critic of this embodiment"
-        )
-
-
-def _check_candidates(candidates: int, critic: Critic | None, rule: SelectionConfig) -> None:
-    rule.check(critic.config.ensemble if critic is not None else None)
-    if candidates < 1:
-        raise DeasError(f"candidates {candidates}: use 1 (base policy) or more")
-    if candidates > 1 and critic is None and rule.asks_critic:
-        raise DeasError(
-            f"candidates {candidates} without a critic: train one (--stages=critic) or "
-            "use --candidates=[1]"
-        )

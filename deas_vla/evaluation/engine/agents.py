@@ -40,29 +40,27 @@ class PolicyPlanner:
             # Simulators want the cores; threads that wait for each other are many times slower.
             torch.set_num_threads(1)
 
-    def start(self, candidates: Sequence[int], world: int = 1) -> list[int]:
+    def start(self, candidates: int, world: int = 1) -> int:
         """Make the policy ready before the first episode: memory, compilation, latency budget.
 
         Args:
-            candidates: Numbers of candidates to compare.
+            candidates: The largest number of candidates.
             world: Processes that share the evaluation.
 
         Returns:
-            Those to compare: with a latency budget, the largest number that it allows instead of
-            larger ones.
+            The largest number to use: fewer, where a latency budget does not allow as many.
 
         Raises:
             DeasError: As `ValueGuidedPolicy.start`; or a budget, and processes that would each
                 find another number.
         """
-        speed, most = self.policy.config.speed, max(candidates)
+        speed = self.policy.config.speed
         if speed.budget_ms > 0 and world > 1:
             raise DeasError(
                 f"guidance.budget_ms {speed.budget_ms} in {world} processes, which would each find "
                 "another number of candidates: use one process, or --candidates alone"
             )
-        fits = self.policy.start(blank_batch(self.policy.vla, self.batch_size), most)
-        return sorted({min(n, fits) for n in candidates})
+        return self.policy.start(blank_batch(self.policy.vla, self.batch_size), candidates)
 
     def plan(self, looks: Sequence[Look]) -> list[Plan]:
         """One plan per look; those that go on from an earlier chunk are decided apart."""
