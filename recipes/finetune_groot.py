@@ -110,6 +110,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         pooling=config.features.pooling,
         candidates=1 if critic is None else config.guidance.candidates,
         selection=config.guidance.selection,
+        speed=config.guidance.speed(),
         n_action_steps=min(steps, vla.spec.action_horizon),
         adapter=finetunes or adapter is not None,
         seed=config.seed,

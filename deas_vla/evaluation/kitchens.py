@@ -19,6 +19,7 @@ from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.trials import paired_trials
 from deas_vla.evaluation.engine.workers import Trial
 from deas_vla.guidance.config import SelectionOverride
+from deas_vla.guidance.speed import SpeedOverride
 
 if TYPE_CHECKING:  # simulator processes import this file, and torch takes long
     from deas_vla.guidance.guided import ValueGuidedPolicy
@@ -68,6 +69,7 @@ class KitchenRolloutConfig:
         candidates: Numbers of candidates, each over the same episodes; ``[1,16]`` with a critic
             and ``[1]`` without when left out.
         selection: How one of the candidates is chosen, where not as the bundle says.
+        guidance: Compilation, latency budget and warm starts, likewise.
         n_action_steps: Steps executed of a chunk; the bundle's own number when 0, half the chunk
             without a bundle.
         episodes: Of each task, seed and number of candidates.
@@ -93,6 +95,7 @@ class KitchenRolloutConfig:
     tasks: list[str] = field(default_factory=lambda: ["atomic_seen"])
     candidates: list[int] | None = None
     selection: SelectionOverride = field(default_factory=SelectionOverride)
+    guidance: SpeedOverride = field(default_factory=SpeedOverride)
     n_action_steps: int = 0
     episodes: int = 50
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -194,6 +197,7 @@ class KitchenRolloutConfig:
         for spec in specs:
             check_embodiment(policy.vla.spec, spec, source)
         policy.config.selection = self.selection.over(policy.config.selection)
+        policy.config.speed = self.guidance.over(policy.config.speed)
         return policy
 
     def trials(self, specs: list[EnvSpec], *, has_critic: bool) -> list[Trial]:

@@ -20,11 +20,15 @@ from deas_vla.critic.serialization import load_critic, save_critic
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
+from deas_vla.guidance.checks import check_candidates, check_fit
 from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.guidance.selection import Selection, select
+from deas_vla.guidance.speed import SpeedConfig
+from deas_vla.guidance.startup import ready
+from deas_vla.guidance.warm_start import real_time_tail, tail_of
 from deas_vla.policies.config import VLAConfig, load_vla
-from deas_vla.policies.vla import VLA, Encoding
+from deas_vla.policies.vla import VLA, Encoding, Tail
 
 STATS_FILE = "dataset_stats.json"
 _log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class ValueGuidedConfig(PreTrainedConfig):
         pooling: How backbone tokens become the critic's feature.
         candidates: N, chunks sampled per decision; 1 is the base policy.
         selection: How one of them is chosen.
+        speed: Compilation, latency budget and warm starts.
         n_action_steps: Steps of the chosen chunk executed before the next decision.
         adapter: Whether ``policy/`` holds a PEFT adapter.
         seed: Of the candidate noise until :meth:`ValueGuidedPolicy.reset` is given another.
@@ -49,6 +54,7 @@ class ValueGuidedConfig(PreTrainedConfig):
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     candidates: int = 16
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     n_action_steps: int = 8
     adapter: bool = True
     seed: int = 0
@@ -131,12 +137,13 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(config)
-        _check(config, vla, critic)
+        check_fit(config, vla, critic)
         self.vla = vla
         self.critic = critic
         self.dataset_stats = dataset_stats
         self.last_decision: Decision | None = None
         self._warned = False
+        self._ready: dict[int, int] = {}  # candidates asked for to those decided among
         self.eval()
         self.reset()
 
@@ -144,28 +151,67 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         """Forget queued actions; ``seeds`` (one per parallel episode) restart the noise streams."""
         self._noise = CandidateNoise([self.config.seed] if seeds is None else seeds)
         self._queue: deque[Tensor] = deque()
+        self._rest: Tensor | None = None
+
+    @torch.no_grad()
+    def start(self, batch: Mapping[str, Any], candidates: int) -> int:
+        """Make ready for observations like ``batch``, before the first step of a robot.
+
+        Returns and raises as `startup.ready`: how many candidates to decide among, or why none.
+        """
+        self.check_candidates(candidates)
+        seeds = [0] * len(batch["observation.state"])
+        decide = lambda count: self.decide(batch, CandidateNoise(seeds), count)  # noqa: E731
+        encoding = self.vla.encode(batch)
+
+        def choose(count: int) -> None:
+            streams = CandidateNoise(seeds)
+            noise = streams.draw(count, self.vla.spec.noise_shape)
+            self._decide(encoding, noise, streams.selection_generators())
+
+        found = ready(self.vla, self.config.speed, decide, choose, candidates)
+        self._ready[candidates] = found
+        return self._ready[candidates]
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
-        """Decide for B observations.
+        """Decide for B observations; the first call does what `start` does.
 
         Args:
             batch: LeRobot observation batch.
             **kwargs: ``noise`` (B, N, *spec.noise_shape) replaces the policy's own streams.
+                ``prev_chunk_left_over`` and ``inference_delay`` are LeRobot's real-time chunking:
+                see `real_time_tail`.
 
         Returns:
-            float32 (B, n_action_steps, A), environment units.
+            float32 (B, n_action_steps, A), environment units; with ``inference_delay`` the whole
+            chunk, (B, H, A).
         """
-        noise = kwargs.get("noise")
+        noise, left_over = kwargs.get("noise"), kwargs.get("prev_chunk_left_over")
         if noise is None:
-            noise = self._noise.draw(self.config.candidates, self.vla.spec.noise_shape)
-        generators = self._noise.selection_generators()
-        self.last_decision = self._decide(self.vla.encode(batch), noise, generators)
-        return self.last_decision.chunk[:, : self.config.n_action_steps]
+            asked = self.config.candidates
+            count = self._ready[asked] if asked in self._ready else self.start(batch, asked)
+            noise = self._noise.draw(count, self.vla.spec.noise_shape)
+        count, generators = noise.shape[1], self._noise.selection_generators()
+        if left_over is not None:
+            delay = int(kwargs.get("inference_delay") or 0)
+            tail = real_time_tail(left_over, delay, len(noise), count, self.config.speed)
+        else:
+            rest = self._rest if self._rest is not None and len(self._rest) == len(noise) else None
+            tail = tail_of(rest, count, self.config.speed)
+        self.last_decision = self._decide(self.vla.encode(batch), noise, generators, tail)
+        steps = self.config.n_action_steps
+        self._rest = self.last_decision.chunk[:, steps:]
+        whole = kwargs.get("inference_delay") is not None
+        return self.last_decision.chunk[:, : None if whole else steps]
 
     @torch.no_grad()
     def decide(
-        self, batch: Mapping[str, Any], streams: CandidateNoise, candidates: int
+        self,
+        batch: Mapping[str, Any],
+        streams: CandidateNoise,
+        candidates: int,
+        rest: Tensor | None = None,
     ) -> Decision:
         """Decide for B observations of any episodes, without touching the policy's own state.
 
@@ -173,19 +219,25 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             batch: LeRobot observation batch.
             streams: Noise of these B episodes at their own plans.
             candidates: N.
+            rest: (B, T, A) unexecuted steps of these episodes' last chunks, for warm starts.
 
         Raises:
             DeasError: N above 1 without a critic.
         """
         self.check_candidates(candidates)
         noise = streams.draw(candidates, self.vla.spec.noise_shape)
-        return self._decide(self.vla.encode(batch), noise, streams.selection_generators())
+        tail = tail_of(rest, candidates, self.config.speed)
+        return self._decide(self.vla.encode(batch), noise, streams.selection_generators(), tail)
 
     def _decide(
-        self, encoding: Encoding, noise: Tensor, generators: Sequence[torch.Generator]
+        self,
+        encoding: Encoding,
+        noise: Tensor,
+        generators: Sequence[torch.Generator],
+        tail: Tail | None = None,
     ) -> Decision:
         """Sample N candidates from one encoding, score them on their first H steps, choose."""
-        candidates = self.vla.sample(encoding, noise)  # (B, N, H_policy, A)
+        candidates = self.vla.sample(encoding, noise, tail)  # (B, N, H_policy, A)
         rule = self.config.selection
         feature = members = scale = None
         if self.critic is not None:
@@ -208,7 +260,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
 
     def check_candidates(self, candidates: int) -> None:
         """DeasError for a number of candidates that this policy cannot choose among."""
-        _check_candidates(candidates, self.critic, self.config.selection)
+        check_candidates(candidates, self.critic, self.config.selection)
 
     def feature(self, encoding: Encoding) -> Tensor:
         """The critic's view of an observation: float32 (B, F)."""
@@ -333,36 +385,3 @@ def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tenso
         pooling,
         vla.spec.tokens_per_image,
     )
-
-
-def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
-    horizon = vla.spec.action_horizon
-    _check_candidates(config.candidates, critic, config.selection)
-    if not 1 <= config.n_action_steps <= horizon:
-        raise DeasError(
-            f"n_action_steps {config.n_action_steps} is outside the policy's chunk of {horizon}: "
-            f"use 1 to {horizon}"
-        )
-    if critic is None:
-        return
-    if critic.config.horizon > horizon:
-        raise DeasError(
-            f"critic chunk length {critic.config.horizon} exceeds the policy's {horizon}: "
-            f"retrain with --critic.horizon={horizon} or less"
-        )
-    if critic.config.action_dim != vla.spec.action_dim:
-        raise DeasError(
-            f"critic scores {critic.config.action_dim} action dimensions, the policy has "
-            f"{vla.spec.action_dim}: use a critic of this embodiment"
-        )
-
-
-def _check_candidates(candidates: int, critic: Critic | None, rule: SelectionConfig) -> None:
-    rule.check(critic.config.ensemble if critic is not None else None)
-    if candidates < 1:
-        raise DeasError(f"candidates {candidates}: use 1 (base policy) or more")
-    if candidates > 1 and critic is None and rule.asks_critic:
-        raise DeasError(
-            f"candidates {candidates} without a critic: train one (--stages=critic) or "
-            "use --candidates=[1]"
-        )

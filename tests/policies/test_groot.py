@@ -81,7 +81,7 @@ def test_sampling_leaves_the_global_generator_alone(vla: GrootVLA) -> None:
 def test_actions_survive_normalising_and_decoding(vla: GrootVLA) -> None:
     action = torch.rand(2, 16, 7, generator=torch.Generator().manual_seed(2)) * 1.6 - 0.8
     targets = vla.preprocess_targets(torch.zeros(2, 9), action, torch.ones(2, 16, dtype=torch.bool))
-    decoded = vla.decode(targets["action"][:, None])[:, 0]
+    decoded = vla.decode(targets["action"][:, None], torch.zeros(2, 9))[:, 0]
     statistics = json.loads((NANO / "statistics.json").read_text())["robosuite_panda"]["action"]
     low = torch.tensor([x for group in statistics.values() for x in group["min"]])
     high = torch.tensor([x for group in statistics.values() for x in group["max"]])
@@ -120,7 +120,9 @@ def test_new_embodiment_is_normalised_by_the_dataset() -> None:
     action = torch.tensor([[[-2.0, 0.0, 2.0]]]).expand(1, 16, 3)
     targets = vla.preprocess_targets(torch.zeros(1, 5), action, torch.ones(1, 16, dtype=torch.bool))
     assert targets["action"][0, 0, :3].tolist() == [-1.0, 0.0, 1.0]
-    torch.testing.assert_close(vla.decode(targets["action"][:, None])[:, 0], action)
+    torch.testing.assert_close(
+        vla.decode(targets["action"][:, None], torch.zeros(1, 5))[:, 0], action
+    )
     both = observation(1) | {"observation.state": torch.zeros(1, 5)}
     assert vla.sample(vla.encode(both), torch.zeros(1, 1, 16, 8)).shape == (1, 1, 16, 3)
 
