@@ -15,12 +15,8 @@ from typing import Any
 
 from deas_vla.digests import file_digest
 from deas_vla.errors import DeasError
-from deas_vla.guidance.guided import (
-    ValueGuidedConfig,
-    ValueGuidedPolicy,
-    local_directory,
-    read_config,
-)
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
+from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import VLAConfig, load_vla
 
 FORMAT_VERSION = 1

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.errors import DeasError
 from deas_vla.guidance.config import SelectionConfig
-from deas_vla.guidance.guided import ValueGuidedPolicy, read_config
+from deas_vla.guidance.configuration_guided import read_config
+from deas_vla.guidance.guided import ValueGuidedPolicy
 
 
 def test_another_backbone_is_refused(bundle: Path, tmp_path: Path) -> None:

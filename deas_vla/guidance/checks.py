@@ -8,7 +8,7 @@ from deas_vla.guidance.config import SelectionConfig
 from deas_vla.policies.vla import VLA
 
 if TYPE_CHECKING:
-    from deas_vla.guidance.guided import ValueGuidedConfig
+    from deas_vla.guidance.configuration_guided import ValueGuidedConfig
 
 
 def check_fit(config: "ValueGuidedConfig", vla: VLA, critic: Critic | None) -> None:

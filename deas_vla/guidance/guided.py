@@ -5,13 +5,11 @@ import json
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import draccus
 import torch
-from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
@@ -21,66 +19,16 @@ from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
 from deas_vla.guidance.checks import check_candidates, check_fit
-from deas_vla.guidance.config import SelectionConfig
-from deas_vla.guidance.noise import CandidateNoise
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
+from deas_vla.guidance.noise import CandidateNoise, episode_seed
 from deas_vla.guidance.selection import Selection, select
-from deas_vla.guidance.speed import SpeedConfig
 from deas_vla.guidance.startup import ready
 from deas_vla.guidance.warm_start import real_time_tail, tail_of
-from deas_vla.policies.config import VLAConfig, load_vla
+from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA, Encoding, Tail
 
 STATS_FILE = "dataset_stats.json"
 _log = logging.getLogger(__name__)
-
-
-@PreTrainedConfig.register_subclass("deas_guided")
-@dataclass
-class ValueGuidedConfig(PreTrainedConfig):
-    """How a bundle's policy is run.
-
-    Attributes:
-        vla: Base checkpoint and embodiment.
-        pooling: How backbone tokens become the critic's feature.
-        candidates: N, chunks sampled per decision; 1 is the base policy.
-        selection: How one of them is chosen.
-        speed: Compilation, latency budget and warm starts.
-        n_action_steps: Steps of the chosen chunk executed before the next decision.
-        adapter: Whether ``policy/`` holds a PEFT adapter.
-        seed: Of the candidate noise until :meth:`ValueGuidedPolicy.reset` is given another.
-    """
-
-    vla: VLAConfig = field(default_factory=lambda: VLAConfig(path=""))
-    pooling: PoolingConfig = field(default_factory=PoolingConfig)
-    candidates: int = 16
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    n_action_steps: int = 8
-    adapter: bool = True
-    seed: int = 0
-
-    @property
-    def observation_delta_indices(self) -> None:
-        return None
-
-    @property
-    def action_delta_indices(self) -> None:
-        return None
-
-    @property
-    def reward_delta_indices(self) -> None:
-        return None
-
-    def get_optimizer_preset(self) -> Any:
-        raise DeasError(
-            "a value-guided policy is not trained itself: use recipes/finetune_groot.py"
-        )
-
-    def get_scheduler_preset(self) -> None:
-        return None
-
-    def validate_features(self) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -143,13 +91,21 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         self.dataset_stats = dataset_stats
         self.last_decision: Decision | None = None
         self._warned = False
+        self._resets = -1  # before the first one, which follows
+        self._noise: CandidateNoise | None = None
         self._ready: dict[int, int] = {}  # candidates asked for to those decided among
         self.eval()
         self.reset()
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forget queued actions; ``seeds`` (one per parallel episode) restart the noise streams."""
-        self._noise = CandidateNoise([self.config.seed] if seeds is None else seeds)
+        """Forget queued actions and begin episodes with noise of their own.
+
+        Args:
+            seeds: One per parallel episode; when left out, every reset has others, which follow
+                from ``config.seed``, and the next batch says how many episodes there are.
+        """
+        self._resets += 1
+        self._noise = None if seeds is None else CandidateNoise(seeds)
         self._queue: deque[Tensor] = deque()
         self._rest: Tensor | None = None
 
@@ -191,8 +147,8 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         if noise is None:
             asked = self.config.candidates
             count = self._ready[asked] if asked in self._ready else self.start(batch, asked)
-            noise = self._noise.draw(count, self.vla.spec.noise_shape)
-        count, generators = noise.shape[1], self._noise.selection_generators()
+            noise = self._streams(batch).draw(count, self.vla.spec.noise_shape)
+        count, generators = noise.shape[1], self._streams(batch).selection_generators()
         if left_over is not None:
             delay = int(kwargs.get("inference_delay") or 0)
             tail = real_time_tail(left_over, delay, len(noise), count, self.config.speed)
@@ -204,6 +160,23 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         self._rest = self.last_decision.chunk[:, steps:]
         whole = kwargs.get("inference_delay") is not None
         return self.last_decision.chunk[:, : None if whole else steps]
+
+    def _streams(self, batch: Mapping[str, Any]) -> CandidateNoise:
+        """One noise stream for each of the batch's episodes, from the last reset on.
+
+        Raises:
+            DeasError: The batch has another number of episodes than it had, or than seeds.
+        """
+        episodes = len(batch["observation.state"])
+        if self._noise is None:
+            seeds = [episode_seed(self.config.seed, self._resets, k) for k in range(episodes)]
+            self._noise = CandidateNoise(seeds)
+        if len(self._noise) != episodes:
+            raise DeasError(
+                f"batch of {episodes} episodes, the policy runs {len(self._noise)}: call reset() "
+                "when episodes begin, with as many seeds as robots or with none"
+            )
+        return self._noise
 
     @torch.no_grad()
     def decide(
@@ -330,49 +303,6 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         )
         critic = load_critic(root / "critic", device) if (root / "critic").is_dir() else None
         return cls(config, vla, critic, stats)
-
-
-def local_directory(name: str | Path, revision: str | None = None) -> Path:
-    """A bundle's directory: ``name`` itself, or where the Hub's files of that id are.
-
-    Raises:
-        DeasError: Neither a directory nor to be had from the Hub.
-    """
-    if Path(name).is_dir() or Path(name).is_absolute() or str(name).count("/") != 1:
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name), revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        at = "" if revision is None else f" at revision {revision}"
-        raise DeasError(
-            f"bundle {name}{at} is no directory here and cannot be had from the Hub "
-            f"({type(error).__name__}): check the name, or download it first"
-        ) from error
-
-
-def read_config(directory: Path) -> ValueGuidedConfig:
-    """A bundle's ``config.json``, also of one written before selection had settings of its own.
-
-    Raises:
-        DeasError: It is missing, or holds what this version does not know.
-    """
-    file = directory / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        values.pop("type", None)
-        temperature = values.pop("temperature", None)
-        if temperature is not None:
-            rule = "softmax" if temperature > 0 else "best"
-            values["selection"] = {"rule": rule, "temperature": temperature}
-        config: ValueGuidedConfig = draccus.decode(ValueGuidedConfig, values)
-    except (OSError, ValueError, draccus.utils.DecodingError) as error:
-        raise DeasError(
-            f"{file}: {' '.join(str(error).split())}; write the bundle again"
-        ) from error
-    return config
 
 
 def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tensor:

@@ -20,7 +20,8 @@ from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.agents import PolicyPlanner
 from deas_vla.evaluation.engine.planning import Look
 from deas_vla.guidance import startup
-from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig
+from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.guidance.speed import SpeedConfig
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA, Tail
