@@ -1,17 +1,13 @@
 """The guided policy under a latency budget, little memory and a chunk to go on from."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
-from test_groot import config as vla_config
-from test_groot import observation
+from groot_cases import config as vla_config
+from groot_cases import observation
 
 from deas_vla.critic import CriticConfig, make_critic
 from deas_vla.data.pooling import PoolingConfig, feature_dim

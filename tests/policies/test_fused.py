@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_groot import NANO, config, observation
+from groot_cases import NANO, config, observation
 from torch import Tensor, nn
 
 from deas_vla.errors import DeasError

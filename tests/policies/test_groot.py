@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from groot_cases import CAMERAS, NANO, ROOT, config, observation
 
 from deas_vla.errors import DeasError
-from deas_vla.policies.config import VLAConfig, load_vla
+from deas_vla.policies.config import load_vla
 from deas_vla.policies.groot import GrootVLA
 
-ROOT = Path(__file__).parents[2]
-NANO = ROOT / "deas_vla/assets/groot_nano"
-CAMERAS = ["observation.images.agentview", "observation.images.eye_in_hand"]
 HEAD_INPUTS = (
     "input_ids",
     "attention_mask",
@@ -24,30 +22,9 @@ HEAD_INPUTS = (
 )
 
 
-def config(path: Path = NANO, **changes: object) -> VLAConfig:
-    values = {
-        "path": str(path),
-        "embodiment": "robosuite_panda",
-        "image_keys": CAMERAS,
-        "state_dim": 9,
-        "action_dim": 7,
-    }
-    return VLAConfig(**(values | changes))
-
-
 @pytest.fixture(scope="module")
 def vla() -> GrootVLA:
     return load_vla(config())
-
-
-def observation(batch: int, seed: int = 0) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-    pictures = {
-        key: torch.randint(0, 255, (batch, 3, 64, 64), dtype=torch.uint8, generator=generator)
-        for key in CAMERAS
-    }
-    state = torch.randn(batch, 9, generator=generator) * 0.1
-    return {**pictures, "observation.state": state, "task": ["lift the red cube"] * batch}
 
 
 def test_one_candidate_is_the_base_policy_bit_for_bit(vla: GrootVLA) -> None:
