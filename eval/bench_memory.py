@@ -27,7 +27,7 @@ from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.memory import MemoryWatch, evict
 from deas_vla.evaluation.benches.synthetic import EPISODE, synthetic_features, synthetic_table
 from deas_vla.evaluation.results.pages import html_table
-from deas_vla.evaluation.timing import timing_row, write_timings
+from deas_vla.evaluation.timing import check_counts, timing_row, write_timings
 from deas_vla.training.config import CriticTrainingConfig
 from deas_vla.training.critic_data import make_transitions, new_critic
 from deas_vla.training.loop import index_batches
@@ -63,9 +63,7 @@ class BenchConfig:
 
     def check(self) -> None:
         """DeasError for a value that nothing could be measured with."""
-        for name in ("feature_dim", "updates", "rounds", "updates_per_round"):
-            if getattr(self, name) < 1:
-                raise DeasError(f"{name} {getattr(self, name)}: use 1 or more")
+        check_counts(self, "feature_dim", "updates", "rounds", "updates_per_round")
         if self.frames < 2 * EPISODE:
             raise DeasError(f"frames {self.frames}: use {2 * EPISODE} or more")
 

@@ -29,7 +29,7 @@ from deas_vla.evaluation.benches.synthetic import (
     synthetic_table,
 )
 from deas_vla.evaluation.results.pages import html_picture
-from deas_vla.evaluation.timing import Arm, interleave, timing_row, write_timings
+from deas_vla.evaluation.timing import Arm, check_counts, interleave, timing_row, write_timings
 from deas_vla.training.config import CriticTrainingConfig
 from deas_vla.training.critic_data import critic_config, make_transitions
 from deas_vla.training.loop import index_batches
@@ -63,9 +63,7 @@ class BenchConfig:
 
     def check(self) -> None:
         """DeasError for a value that nothing could be timed with."""
-        for name in ("rounds", "updates_per_round", "feature_dim"):
-            if getattr(self, name) < 1:
-                raise DeasError(f"{name} {getattr(self, name)}: use 1 or more")
+        check_counts(self, "rounds", "updates_per_round", "feature_dim")
         if min(self.transitions, default=0) < 2 * EPISODE:
             raise DeasError(f"transitions {self.transitions}: use {2 * EPISODE} or more")
 

@@ -18,7 +18,6 @@ from deas_vla.envs.robosuite import lift
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.kitchens import KitchenRolloutConfig
 from deas_vla.evaluation.lift import TASK, lift_run, lift_trials, open_on_lift
-from deas_vla.evaluation.runs import PolicyRun
 
 # Every simulator process imports this file: what needs LeRobot's policies is imported in main().
 
@@ -47,20 +46,8 @@ def main(config: CollectConfig) -> None:
 
     from deas_vla.evaluation.engine.launch import Launch
 
-    launch, robot = Launch(), config.robot_type or kitchen.ROBOT_TYPE
-    policy = config.open_policy(specs, launch.device)
-    claimed = PolicyRun.claim(
-        launch,
-        policy,
-        config.kitchen(specs[0].name),
-        config.output_dir,
-        make_env=config.make_env,
-        trials=config.trials(specs, has_critic=policy.critic is not None),
-        workers=config.workers,
-        batch_size=config.batch_size,
-        repo_id=config.repo_id,
-        robot_type=robot,
-    )
+    robot = config.robot_type or kitchen.ROBOT_TYPE
+    claimed = config.claim(Launch(), specs, repo_id=config.repo_id, robot_type=robot)
     claimed.collect(config.repo_id, robot)
 
 

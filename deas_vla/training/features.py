@@ -203,19 +203,22 @@ def dataset_statistics(
 ) -> dict[str, dict[str, list[float]]]:
     """LeRobot's per-key statistics of state and action over the training episodes."""
     frames = table.frames_of(episodes)
-    out = {}
-    for key, values in (("observation.state", table.state), ("action", table.action)):
-        chosen = values[frames].astype(np.float64)
-        rows = {
-            "min": chosen.min(0),
-            "max": chosen.max(0),
-            "mean": chosen.mean(0),
-            "std": chosen.std(0),
-            "q01": np.quantile(chosen, 0.01, axis=0),
-            "q99": np.quantile(chosen, 0.99, axis=0),
-        }
-        out[key] = {name: row.tolist() for name, row in rows.items()}
-    return out
+    columns = {"observation.state": table.state, "action": table.action}
+    return {key: column_statistics(values[frames]) for key, values in columns.items()}
+
+
+def column_statistics(values: NDArray[np.floating]) -> dict[str, list[float]]:
+    """What GR00T and LeRobot normalise by, of each of D columns of (N, D), in float64."""
+    values = values.astype(np.float64)
+    rows = {
+        "min": values.min(0),
+        "max": values.max(0),
+        "mean": values.mean(0),
+        "std": values.std(0),
+        "q01": np.quantile(values, 0.01, axis=0),
+        "q99": np.quantile(values, 0.99, axis=0),
+    }
+    return {name: row.tolist() for name, row in rows.items()}
 
 
 def check_statistics(policy: Path, statistics: dict[str, dict[str, list[float]]]) -> None:
