@@ -1,5 +1,6 @@
 """Whether LeRobot's action head is built the way that `fused` computes it."""
 
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -24,11 +25,10 @@ def reads_text(model: Any, index: int) -> bool | None:
 
 def mismatch(head: Any) -> str | None:
     """What about ``head`` is not as `fused` expects, in words; None where it fits."""
-    from diffusers.models.attention import Attention, FeedForward
-    from diffusers.models.attention_processor import AttnProcessor2_0
     from lerobot.policies.groot import groot_n1_7 as groot
     from lerobot.policies.groot.action_head import cross_attention_dit as dit
 
+    processors = import_module(dit.Attention.__module__)  # diffusers', which is LeRobot's to bring
     if head.training:
         return "it is in training mode"
     parts = {
@@ -47,9 +47,12 @@ def mismatch(head: Any) -> str | None:
             f"block {index}": (block, dit.BasicTransformerBlock),
             f"norm1 of block {index}": (block.norm1, dit.AdaLayerNorm),
             f"norm3 of block {index}": (block.norm3, nn.LayerNorm),
-            f"attention of block {index}": (block.attn1, Attention),
-            f"attention processor of block {index}": (block.attn1.processor, AttnProcessor2_0),
-            f"feed-forward of block {index}": (block.ff, FeedForward),
+            f"attention of block {index}": (block.attn1, dit.Attention),
+            f"attention processor of block {index}": (
+                block.attn1.processor,
+                processors.AttnProcessor2_0,
+            ),
+            f"feed-forward of block {index}": (block.ff, dit.FeedForward),
         }
     for name, (part, expected) in parts.items():
         if type(part) is not expected:
