@@ -106,20 +106,24 @@ def _close_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     handle, out = _drawer(env)
     side = np.sign(handle[1])
     beside = np.array([0.0, side * miss * (0.5 * float(env.kitchen.drawer.width) + 0.06), 0.0])
-    before = handle + [-0.09, 0.0, 0.02] + beside
+    before = handle + [-0.09, 0.0, -0.03] + beside
     above = np.array([before[0], before[1], 0.42])
     through = before + [out + 0.14, 0.0, 0.0]
     lift = np.array([now.at[0] - 0.05, now.at[1], 0.45])
-    return [Waypoint(lift, within=0.05), Waypoint(above, within=0.04), Waypoint(before),
-            Waypoint(through, patience=80)]  # fmt: skip
+    return [
+        Waypoint(lift, within=0.05),
+        Waypoint(above, within=0.04),
+        Waypoint(before),
+        Waypoint(through, patience=80),
+    ]
 
 
 def _open_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """Take the handle from the front, fingers above and below it, and pull."""
     handle, out = _drawer(env)
-    forward = facing([0.8, 0.0, -0.6], [0.6, 0.0, 0.8])
+    forward = facing([1.0, 0.0, 0.0], [0.0, 0.0, -1.0])
     aim = handle + [0.0, 0.0, 0.07 * miss]
-    away = aim + [-0.12, 0.0, 0.09]
+    away = aim + [-0.12, 0.0, 0.0]
     pull = aim + [out - 0.42, 0.0, 0.02]
     return [
         Waypoint(away, forward, OPEN, within=0.03, patience=100),
