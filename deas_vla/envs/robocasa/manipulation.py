@@ -133,7 +133,73 @@ def _open_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     ]
 
 
+def _turn_knob(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
+    """One stroke of the fist against the knob's bar; as many as it takes, one after another.
+
+    Seen from the robot a knob opens counter-clockwise. Its bar's upper end is pushed to the left to
+    turn on and to the right to turn off; an end that has sunk to the right is pushed further down,
+    until the other one comes up on the left. A sloppy stroke passes above the knob.
+    """
+    kitchen = env.kitchen
+    sim, prefix = kitchen.sim, kitchen.stove.naming_prefix
+    bar = sim.data.geom_xpos[sim.model.geom_name2id(f"{prefix}knob_{kitchen.knob}_main")]
+    at = from_base(env, bar) + [-0.01, 0.0, 0.06 * miss]  # clear of the panel behind the knob
+    down = facing([0.0, 0.0, -1.0], [0.0, 1.0, 0.0])
+    turned = sim.data.qpos[sim.model.get_joint_qpos_addr(f"{prefix}knob_{kitchen.knob}_joint")]
+    upper = (float(turned) + np.pi / 2) % np.pi - np.pi / 2  # angle of the upper end, left of up
+    if at[0] < 0.26:  # so near the arm cannot fold
+        return [Waypoint(now.at, drive=-0.5, patience=4)]
+    above = np.array([0.0, 0.0, 0.1])
+    if env.spec.name == "TurnOnStove":
+        first, last = at + [0.0, -0.055, 0.012], at + [0.0, 0.07, 0.012]
+    elif upper > -0.8:
+        first, last = at + [0.0, 0.06, 0.012], at + [0.0, -0.06, 0.012]
+    else:
+        first, last = at + [0.0, -0.032, 0.05], at + [0.0, -0.032, -0.015]
+    return [
+        Waypoint(first + above, down, within=0.02, patience=80),
+        Waypoint(first, down, within=0.01, speed=0.6, patience=40),
+        Waypoint(last, down, within=0.012, patience=40),
+        Waypoint(last + above, down, within=0.04, patience=20),
+    ]
+
+
+def _place_mug(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
+    """Take the mug below its rim, from the front and above, and put it under the dispenser.
+
+    The fingers close beside the handle or above it; the mug keeps its turn. A sloppy one aims
+    beside the mug.
+    """
+    kitchen = env.kitchen
+    sim, prefix = kitchen.sim, kitchen.coffee_machine.naming_prefix
+    mug = from_base(env, sim.data.body_xpos[kitchen.obj_body_id["obj"]])
+    site = from_base(env, sim.data.site_xpos[sim.model.site_name2id(f"{prefix}receptacle_place_site")])
+    half = float(kitchen.objects["obj"].size[2]) / 2
+    tilted = facing([0.75, 0.0, -0.66], [0.0, 1.0, 0.0])
+    rim = np.array([0.0, 0.0, half - 0.012])
+    back = np.array([-0.10, 0.0, 0.09])  # along the fingers, away from what they hold
+    take = mug + rim + [0.0, 0.06 * miss, 0.0]
+    put = np.array([site[0], site[1], site[2] + half]) + rim
+    if np.linalg.norm(mug[:2] - site[:2]) < 0.04 and mug[2] < site[2] + half + 0.03:
+        return [Waypoint(now.at, tilted, OPEN, within=0.05, wait=6),
+                Waypoint(now.at + 3 * back, tilted, OPEN, within=0.03, patience=60)]  # fmt: skip
+    return [
+        Waypoint(take + 1.2 * back, tilted, OPEN, within=0.02, patience=80),
+        Waypoint(take, tilted, OPEN, within=0.01, speed=0.5),
+        Waypoint(take, tilted, FIST, within=0.03, wait=8),
+        Waypoint(take + [-0.02, 0.0, 0.06], tilted, FIST, within=0.02),
+        Waypoint(put + [-0.16, 0.0, 0.05], tilted, FIST, within=0.02),
+        Waypoint(put + [0.0, 0.0, 0.035], tilted, FIST, within=0.012, speed=0.6),
+        Waypoint(put + [0.0, 0.0, 0.004], tilted, FIST, within=0.008, speed=0.4, patience=25),
+        Waypoint(put, tilted, OPEN, within=0.05, wait=6),
+        Waypoint(put + 3.2 * back, tilted, OPEN, within=0.03),
+    ]
+
+
 PLANNERS: dict[str, Planner] = {
+    "CoffeeSetupMug": _place_mug,
     "CloseDrawer": _close_drawer,
     "OpenDrawer": _open_drawer,
+    "TurnOnStove": _turn_knob,
+    "TurnOffStove": _turn_knob,
 }
