@@ -174,6 +174,8 @@ def _place_mug(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     sim, prefix = kitchen.sim, kitchen.coffee_machine.naming_prefix
     mug = from_base(env, sim.data.body_xpos[kitchen.obj_body_id["obj"]])
     site = from_base(env, sim.data.site_xpos[sim.model.site_name2id(f"{prefix}receptacle_place_site")])
+    if mug[0] < 0.42:  # so near the hand cannot come down to it
+        return [Waypoint(now.at, grip=OPEN, drive=-0.5, patience=4)]
     half = float(kitchen.objects["obj"].size[2]) / 2
     tilted = facing([0.75, 0.0, -0.66], [0.0, 1.0, 0.0])
     rim = np.array([0.0, 0.0, half - 0.012])
