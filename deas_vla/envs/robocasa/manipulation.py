@@ -55,7 +55,7 @@ class ReachExpert:
         self._miss *= self._rng.uniform(0.8, 1.2)
         self._path: list[Waypoint] = []
         self._held: Vector | None = None
-        self._steps = 0
+        self._steps = self._waited = 0
 
     def plan(self, env: SimEnv) -> Plan:
         assert isinstance(env, KitchenEnv)
@@ -73,17 +73,18 @@ class ReachExpert:
         return Plan(np.clip(action, -1, 1).astype(np.float32)[None])
 
     def _advance(self, now: Pose) -> None:
+        """Drop the points that are reached and waited at, and those that take too long."""
         assert self._held is not None
         while self._path:
             goal = self._path[0]
-            if reached(goal, now, self._held) and goal.wait > 0:
-                self._path[0] = Waypoint(goal.at, goal.facing, goal.grip, 1e9, goal.wait)
-                self._steps = 0
-                return
-            if self._steps < goal.patience and not (goal.within < 1e8 and reached(goal, now, self._held)):
+            if self._waited or reached(goal, now, self._held):
+                self._waited += 1
+                if self._waited <= goal.wait:
+                    return
+            elif self._steps < goal.patience:
                 return
             self._path.pop(0)
-            self._steps = 0
+            self._steps = self._waited = 0
 
 
 def check_reach_expert(task: str) -> None:
@@ -173,7 +174,9 @@ def _place_mug(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     kitchen = env.kitchen
     sim, prefix = kitchen.sim, kitchen.coffee_machine.naming_prefix
     mug = from_base(env, sim.data.body_xpos[kitchen.obj_body_id["obj"]])
-    site = from_base(env, sim.data.site_xpos[sim.model.site_name2id(f"{prefix}receptacle_place_site")])
+    site = from_base(
+        env, sim.data.site_xpos[sim.model.site_name2id(f"{prefix}receptacle_place_site")]
+    )
     if mug[0] < 0.42:  # so near the hand cannot come down to it
         return [Waypoint(now.at, grip=OPEN, drive=-0.5, patience=4)]
     half = float(kitchen.objects["obj"].size[2]) / 2
@@ -186,12 +189,12 @@ def _place_mug(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
         return [Waypoint(now.at, tilted, OPEN, within=0.05, wait=6),
                 Waypoint(now.at + 3 * back, tilted, OPEN, within=0.03, patience=60)]  # fmt: skip
     return [
-        Waypoint(take + 1.2 * back, tilted, OPEN, within=0.02, patience=80),
-        Waypoint(take, tilted, OPEN, within=0.01, speed=0.5),
+        Waypoint(take + 1.2 * back, tilted, OPEN, within=0.03, patience=80),
+        Waypoint(take, tilted, OPEN, within=0.015, speed=0.6, patience=30),
         Waypoint(take, tilted, FIST, within=0.03, wait=8),
-        Waypoint(take + [-0.02, 0.0, 0.06], tilted, FIST, within=0.02),
-        Waypoint(put + [-0.16, 0.0, 0.05], tilted, FIST, within=0.02),
-        Waypoint(put + [0.0, 0.0, 0.035], tilted, FIST, within=0.012, speed=0.6),
+        Waypoint(take + [-0.02, 0.0, 0.06], tilted, FIST, within=0.03),
+        Waypoint(put + [-0.16, 0.0, 0.05], tilted, FIST, within=0.03),
+        Waypoint(put + [0.0, 0.0, 0.035], tilted, FIST, within=0.015, speed=0.6, patience=40),
         Waypoint(put + [0.0, 0.0, 0.004], tilted, FIST, within=0.008, speed=0.4, patience=25),
         Waypoint(put, tilted, OPEN, within=0.05, wait=6),
         Waypoint(put + 3.2 * back, tilted, OPEN, within=0.03),
