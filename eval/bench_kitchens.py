@@ -10,7 +10,7 @@ hits both; elsewhere lite kitchens are timed alone. On a busy machine ``cpu_ms``
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from deas_vla.envs.robocasa.tasks import choose_assets, resolve_tasks
 from deas_vla.evaluation.results.pages import html_table, write_page
 from deas_vla.evaluation.timing import Arm, interleave, timing_row
 from deas_vla.files import write_json
-from deas_vla.provenance import provenance
+from deas_vla.provenance import run_record
 
 CAMERA = "robot0_agentview_left"
 RESET, STEP, PICTURE = "reset", "control step", "picture"
@@ -129,9 +129,7 @@ def main(config: BenchConfig) -> None:
         for env in [env for envs in kitchens.values() for env in envs]:
             env.close()
     record = {
-        "config": {name: str(value) for name, value in asdict(config).items()},
-        **provenance(),
-        "wall_seconds": time.time() - started,
+        **run_record(config, started),
         "rows": rows,
     }
     write_json(output / "results.json", record)
