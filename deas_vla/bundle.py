@@ -15,7 +15,8 @@ from typing import Any
 
 from deas_vla.digests import file_digest
 from deas_vla.errors import DeasError
-from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy, read_config
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
+from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import VLAConfig, load_vla
 
 FORMAT_VERSION = 1
@@ -45,7 +46,12 @@ def write_bundle(
             new = Path(beside)
             policy.save_pretrained(new)
             (new / "README.md").write_text(_model_card(policy, provenance), encoding="utf-8")
-            manifest = {"format_version": FORMAT_VERSION, **provenance, "files": _digests(new)}
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                **provenance,
+                "backbone": policy.vla.backbone_fingerprint(),
+                "files": _digests(new),
+            }
             (new / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             (directory / MANIFEST).unlink(missing_ok=True)
             for part in _PARTS:
@@ -94,6 +100,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 def open_bundle(
     directory: str | Path,
     *,
+    revision: str | None = None,
     device: str | None = None,
     base: str | None = None,
     n_action_steps: int | None = None,
@@ -101,19 +108,29 @@ def open_bundle(
     """Load the value-guided policy of a whole bundle, on ``device`` or where it was made.
 
     Args:
-        directory: The bundle.
+        directory: The bundle: a directory, or a Hub id such as ``user/name``.
+        revision: Branch, tag or commit on the Hub.
         device: Where it runs.
         base: The base checkpoint, where it no longer is where the bundle says.
         n_action_steps: Steps executed of a chunk; the bundle's own number when left out.
 
     Raises:
-        DeasError: As `read_manifest`, or a base checkpoint that is not there.
+        DeasError: As `read_manifest`, or a base checkpoint that is not there, or whose backbone is
+            not the one that the critic was trained over.
     """
-    read_manifest(directory)
-    config = read_config(Path(directory))
+    root = local_directory(directory, revision)
+    manifest = read_manifest(root)
+    config = read_config(root)
     config.vla.path = base or config.vla.path
     config.n_action_steps = n_action_steps or config.n_action_steps
-    return ValueGuidedPolicy.from_pretrained(directory, config=config, device=device)
+    policy = ValueGuidedPolicy.from_pretrained(root, config=config, device=device)
+    trained = manifest.get("backbone")  # bundles of before it was written have none
+    if trained is not None and policy.vla.backbone_fingerprint() != trained:
+        raise DeasError(
+            f"bundle {directory} was made over another backbone than that of {config.vla.path} "
+            f"(fingerprint {trained[:12]}): give the base checkpoint that it was trained on"
+        )
+    return policy
 
 
 def open_policy(

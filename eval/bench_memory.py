@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.batch import ChunkBatch
-from deas_vla.data.dataset import TransitionDataset
+from deas_vla.data.dataset import Draw, TransitionDataset
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.memory import MemoryWatch, evict
 from deas_vla.evaluation.benches.synthetic import EPISODE, synthetic_features, synthetic_table
 from deas_vla.evaluation.results.pages import html_table
-from deas_vla.evaluation.timing import timing_row, write_timings
+from deas_vla.evaluation.timing import check_counts, timing_row, write_timings
 from deas_vla.training.config import CriticTrainingConfig
 from deas_vla.training.critic_data import make_transitions, new_critic
 from deas_vla.training.loop import index_batches
@@ -64,9 +63,7 @@ class BenchConfig:
 
     def check(self) -> None:
         """DeasError for a value that nothing could be measured with."""
-        for name in ("feature_dim", "updates", "rounds", "updates_per_round"):
-            if getattr(self, name) < 1:
-                raise DeasError(f"{name} {getattr(self, name)}: use 1 or more")
+        check_counts(self, "feature_dim", "updates", "rounds", "updates_per_round")
         if self.frames < 2 * EPISODE:
             raise DeasError(f"frames {self.frames}: use {2 * EPISODE} or more")
 
@@ -112,6 +109,7 @@ def measure(
             config.critic.horizon,
             device=accelerator.device,
             resident=False,
+            tails=config.critic.tails,
         )
         critic = new_critic(table, features, everything, config.critic, config.seed)
         update = CriticUpdate(critic.to(accelerator.device), config.critic, accelerator, None)
@@ -136,7 +134,7 @@ def time_reading_ahead(
     features: NDArray[np.float16],
     path: Path,
     update: CriticUpdate,
-    draws: Iterator[Tensor],
+    draws: Iterator[Draw],
 ) -> list[dict[str, Any]]:
     """How long updates wait for batches from a file that is on the disk only, by thread or not.
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from torch import Tensor
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.registry import make_critic
-from deas_vla.data.dataset import TransitionDataset
+from deas_vla.data.dataset import Draw, TransitionDataset
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.synthetic import (
     EPISODE,
@@ -30,7 +29,7 @@ from deas_vla.evaluation.benches.synthetic import (
     synthetic_table,
 )
 from deas_vla.evaluation.results.pages import html_picture
-from deas_vla.evaluation.timing import Arm, interleave, timing_row, write_timings
+from deas_vla.evaluation.timing import Arm, check_counts, interleave, timing_row, write_timings
 from deas_vla.training.config import CriticTrainingConfig
 from deas_vla.training.critic_data import critic_config, make_transitions
 from deas_vla.training.loop import index_batches
@@ -64,9 +63,7 @@ class BenchConfig:
 
     def check(self) -> None:
         """DeasError for a value that nothing could be timed with."""
-        for name in ("rounds", "updates_per_round", "feature_dim"):
-            if getattr(self, name) < 1:
-                raise DeasError(f"{name} {getattr(self, name)}: use 1 or more")
+        check_counts(self, "rounds", "updates_per_round", "feature_dim")
         if min(self.transitions, default=0) < 2 * EPISODE:
             raise DeasError(f"transitions {self.transitions}: use {2 * EPISODE} or more")
 
@@ -119,17 +116,16 @@ def time_scaling(
             config.critic.horizon,
             device=accelerator.device,
             resident=False,
+            tails=config.critic.tails,
         )
         draws = index_batches(len(data), config.critic.batch_size, range(sys.maxsize), config.seed)
 
-        def train(
-            turn: int, data: TransitionDataset = data, draws: Iterator[Tensor] = draws
-        ) -> None:
+        def train(turn: int, data: TransitionDataset = data, draws: Iterator[Draw] = draws) -> None:
             for _ in range(count):
                 update(data.batch(next(draws)))
 
         def draw_only(
-            turn: int, data: TransitionDataset = data, draws: Iterator[Tensor] = draws
+            turn: int, data: TransitionDataset = data, draws: Iterator[Draw] = draws
         ) -> None:
             for _ in range(count):
                 data.batch(next(draws))

@@ -35,7 +35,7 @@ from deas_vla.evaluation.benches.backbones import (
     full_size_backbone,
 )
 from deas_vla.evaluation.benches.plain_loop import PlainLoop
-from deas_vla.evaluation.timing import Arm, interleave, timing_row, write_timings
+from deas_vla.evaluation.timing import Arm, check_counts, interleave, timing_row, write_timings
 from deas_vla.policies.config import load_vla
 from deas_vla.training.config import CriticTrainingConfig, FeaturesConfig
 from deas_vla.training.critic_data import make_transitions, new_critic
@@ -84,9 +84,7 @@ class BenchConfig:
         """DeasError for a value that nothing could be timed with."""
         if self.backbone not in ("nano", "full"):
             raise DeasError(f"backbone '{self.backbone}' is unknown: use nano or full")
-        for name in ("rounds", "updates_per_round", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise DeasError(f"{name} {getattr(self, name)}: use 1 or more")
+        check_counts(self, "rounds", "updates_per_round", "micro_batch")
 
 
 def main(config: BenchConfig) -> None:
@@ -155,12 +153,19 @@ def time_updates(
     everything, device = np.arange(table.num_episodes), accelerator.device
     batch_size = config.critic.batch_size
     transitions = make_transitions(table, everything, config.critic)
-    data = TransitionDataset(table, cached, transitions, config.critic.horizon, device=device)
+    data = TransitionDataset(
+        table,
+        cached,
+        transitions,
+        config.critic.horizon,
+        device=device,
+        tails=config.critic.tails,
+    )
     draws = index_batches(len(data), batch_size, range(sys.maxsize), config.seed)
     few = list(islice(draws, 3))  # pictures of a few batches fit in memory
     pictures = [
         backbone.inputs(np.concatenate([transitions.start[rows], transitions.next[rows]]))
-        for rows in (rows.numpy() for rows in few)
+        for rows in (draw.rows.numpy() for draw in few)
     ]
 
     def updater() -> CriticUpdate:

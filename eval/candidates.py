@@ -19,12 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.cli import make_output_dir, run
-from deas_vla.envs.robosuite.lift import LiftConfig, lift_spec
+from deas_vla.envs.robosuite.lift import LiftConfig
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine import journal
-from deas_vla.evaluation.engine.trials import paired_trials
 from deas_vla.evaluation.engine.workers import Job, SimulatorPool, Trial
-from deas_vla.evaluation.lift import TASK, make_lift, open_on_lift
+from deas_vla.evaluation.lift import TASK, lift_trials, make_lift, open_on_lift
 from deas_vla.evaluation.oracle.branching import BranchEpisode, check_affordable
 from deas_vla.evaluation.oracle.records import Branched, read_branched, write_branched
 from deas_vla.files import write_json
@@ -160,13 +159,7 @@ def branch_missing(config: CandidatesConfig, policy: object, output: Path) -> No
     from deas_vla.guidance.guided import ValueGuidedPolicy
 
     assert isinstance(policy, ValueGuidedPolicy)
-    trials = paired_trials(
-        [lift_spec(LiftConfig()).name],
-        [config.seed],
-        config.episodes,
-        [config.candidates],
-        per_task=False,
-    )
+    trials = lift_trials([config.seed], config.episodes, [config.candidates])
     have = {each.episode_id for each in read_branched(output)}
     missing: Sequence[Trial] = [trial for trial in trials if trial.episode_id not in have]
     work = BranchEpisode(config.candidates, config.repeats, config.stride, config.points)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import make_output_dir, run
@@ -32,10 +33,10 @@ from deas_vla.evaluation.offline.metrics import calibration_by_outcome, separati
 from deas_vla.evaluation.offline.ranking import Rivals, dataset_rivals, win_rates
 from deas_vla.evaluation.offline.scoring import (
     FrameCritic,
-    ScoredChunks,
     score_dataset_chunks,
     values_along,
 )
+from deas_vla.evaluation.offline.tails import solving_chunks, tail_errors
 from deas_vla.files import write_json
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.vla import VLA
@@ -137,14 +138,23 @@ def main(config: CriticEvalConfig) -> None:
     scale = learned.normalizer.action_std.cpu().numpy()
     rivals = dataset_rivals(chunks, config.noise_levels, scale, generator)
     if config.policy_samples > 0:
-        rivals["policy samples"] = policy_rivals(
-            config, policy.vla, encodings, table, chunks, learned.config.horizon, generator
-        )
+        asked = generator.permutation(len(chunks))[: config.policy_frames]
+        sampled = ask_policy(config, policy.vla, encodings, table, chunks.frame[asked], learned)
+        flat = sampled.reshape(-1, *sampled.shape[2:])
+        rivals["policy samples"] = Rivals(asked.repeat(config.policy_samples), flat)
     ranking = win_rates(critic, chunks, rivals, generator, config.resamples)
+    solving = solving_chunks(table, episodes, reward, learned.config)
+    tails = {}
+    if len(solving.frame):
+        proposed = None
+        if config.policy_samples > 0:
+            proposed = ask_policy(config, policy.vla, encodings, table, solving.frame, learned)
+        tails = tail_errors(critic, table, solving, proposed, generator, config.resamples)
     rows = [
         *report.calibration_rows(calibrations),
         *report.separation_rows(FRACTIONS, separated),
         *report.ranking_rows(ranking),
+        *report.tail_rows(tails),
     ]
 
     figures.draw_calibration(chunks, calibrations[""], output / "calibration.png")
@@ -202,27 +212,25 @@ def fitting_critic(
     return policy.critic
 
 
-def policy_rivals(
+def ask_policy(
     config: CriticEvalConfig,
     vla: VLA,
     encodings: Encodings,
     table: EpisodeTable,
-    chunks: ScoredChunks,
-    horizon: int,
-    generator: np.random.Generator,
-) -> Rivals:
-    """What the policy samples at some of the chunks' frames."""
-    asked = generator.permutation(len(chunks))[: config.policy_frames]
-    sampled = sample_candidates(
+    frames: NDArray[np.int64],
+    critic: Critic,
+) -> NDArray[np.float32]:
+    """What the policy proposes at frames (M,): (M, N, H, A)."""
+    sampled: NDArray[np.float32] = sample_candidates(
         vla,
         encodings,
         table,
-        chunks.frame[asked],
+        frames,
         candidates=config.policy_samples,
-        horizon=horizon,
+        horizon=critic.config.horizon,
         seed=config.seed,
-    )
-    return Rivals(asked.repeat(config.policy_samples), sampled.flatten(0, 1).numpy())
+    ).numpy()
+    return sampled
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def head_inputs(settings: Any, config: MemoryConfig, batch: int) -> dict[str, Te
         "token_mask": torch.empty(batch, length, device="meta", dtype=torch.bool),
         "image_mask": torch.empty(batch, length, device="meta", dtype=torch.bool),
         "state": torch.empty(batch, 1, settings.max_state_dim, **meta),
+        "raw_state": torch.empty(batch, settings.max_state_dim, **meta),
         "embodiment_id": torch.empty(batch, device="meta", dtype=torch.long),
         "action": torch.empty(chunk, **meta),
         "action_mask": torch.empty(chunk, **meta),

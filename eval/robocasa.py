@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from deas_vla.cli import run
 from deas_vla.evaluation.kitchens import KitchenRolloutConfig
-from deas_vla.evaluation.runs import PolicyRun
 
 # Every simulator process imports this file: what needs LeRobot (12 s) is imported in main().
 
@@ -35,18 +34,7 @@ def main(config: EvalConfig) -> None:
 
     from deas_vla.evaluation.engine.launch import Launch
 
-    launch = Launch()
-    policy = config.open_policy(specs, launch.device)
-    claimed = PolicyRun.claim(
-        launch,
-        policy,
-        config.kitchen(specs[0].name),
-        config.output_dir,
-        make_env=config.make_env,
-        trials=config.trials(specs, has_critic=policy.critic is not None),
-        workers=config.workers,
-        batch_size=config.batch_size,
-    )
+    claimed = config.claim(Launch(), specs)
     claimed.evaluate(f"Best-of-N {config.where()}", config, config.videos, started)
 
 

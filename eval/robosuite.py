@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deas_vla.cli import run
-from deas_vla.envs.robosuite.lift import LiftConfig, lift_spec
-from deas_vla.evaluation.engine.trials import paired_trials
-from deas_vla.evaluation.lift import make_lift, open_on_lift
-from deas_vla.evaluation.runs import PolicyRun
+from deas_vla.evaluation.lift import lift_run, lift_trials, open_on_lift
 from deas_vla.guidance.config import SelectionOverride
+from deas_vla.guidance.speed import SpeedOverride
 
 # Every simulator process imports this file: what needs LeRobot (12 s) is imported in main().
 
@@ -27,6 +25,7 @@ class EvalConfig:
         episodes: Episodes for each.
         seed: Of the set of episodes; every seed has its own episodes and noise.
         selection: How one of the candidates is chosen, where not as the bundle says.
+        guidance: Compilation, latency budget and warm starts, likewise.
         n_action_steps: Steps executed of a chunk; the bundle's own number when 0.
         workers: Simulator processes, of each process of `accelerate launch`.
         batch_size: Observations per policy call; 1 on a CPU and 8 on a GPU when 0.
@@ -40,6 +39,7 @@ class EvalConfig:
     episodes: int = 100
     seed: int = 0
     selection: SelectionOverride = field(default_factory=SelectionOverride)
+    guidance: SpeedOverride = field(default_factory=SpeedOverride)
     n_action_steps: int = 0
     workers: int = 2
     batch_size: int = 0
@@ -52,21 +52,12 @@ def main(config: EvalConfig) -> None:
 
     started = time.time()
     launch = Launch()
-    spec = lift_spec(LiftConfig())
-    trials = paired_trials(
-        [spec.name], [config.seed], config.episodes, config.candidates, per_task=False
-    )
+    trials = lift_trials([config.seed], config.episodes, config.candidates)
     policy = open_on_lift(config.bundle, launch.device, config.selection, config.n_action_steps)
-    policy.check_candidates(max(config.candidates))
-    claimed = PolicyRun.claim(
-        launch,
-        policy,
-        LiftConfig(),
-        config.output_dir or config.bundle / "eval",
-        make_env=make_lift,
-        trials=trials,
-        workers=config.workers,
-        batch_size=config.batch_size,
+    policy.config.speed = config.guidance.over(policy.config.speed)
+    output = config.output_dir or config.bundle / "eval"
+    claimed = lift_run(
+        launch, policy, output, trials, workers=config.workers, batch_size=config.batch_size
     )
     claimed.evaluate("Best-of-N on Lift", config, int(config.video), started)
 

@@ -18,7 +18,8 @@ from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
 from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes, split_episodes
 from deas_vla.data.layout import open_dataset
-from deas_vla.guidance.guided import ValueGuidedConfig, ValueGuidedPolicy
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig
+from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.provenance import run_record
 from deas_vla.training.candidates import candidates_by_frame
@@ -110,6 +111,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         pooling=config.features.pooling,
         candidates=1 if critic is None else config.guidance.candidates,
         selection=config.guidance.selection,
+        speed=config.guidance.speed(),
         n_action_steps=min(steps, vla.spec.action_horizon),
         adapter=finetunes or adapter is not None,
         seed=config.seed,

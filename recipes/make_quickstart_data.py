@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from deas_vla.cli import run
-from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv, lift_spec
+from deas_vla.envs.robosuite.lift import ROBOT_TYPE, LiftConfig, LiftEnv, lift_spec
 from deas_vla.envs.robosuite.lift_expert import LiftExpert, LiftExpertConfig
 from deas_vla.envs.rollout import Episode, rollout
 from deas_vla.evaluation.engine.workers import every_step
@@ -34,7 +34,7 @@ def record(sloppiness: float, seed: int) -> Episode:
 
 def main(config: RecordConfig) -> None:
     spec = lift_spec(LiftConfig())
-    recorder = episode_recorder(config.output, "deas_vla/lift_demos", spec, "panda")
+    recorder = episode_recorder(config.output, "deas_vla/lift_demos", spec, ROBOT_TYPE)
     one = partial(record, config.sloppiness)
     successes = record_in_processes(recorder, one, config.seeds, config.workers)
     print(f"{sum(successes)} of {config.episodes} episodes successful, in {config.output}")

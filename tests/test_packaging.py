@@ -248,21 +248,52 @@ SHADOWING = [p for p in sources("recipes", "eval") if p.stem in distributions_of
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHADOWING, ids=relative)
 def test_a_script_does_not_shadow_the_package_it_is_named_after(path: Path) -> None:
-    """`python eval/robosuite.py` puts eval/ first on sys.path: `import robosuite` must miss it."""
+    """`python eval/robosuite.py` puts eval/ first on sys.path: `import_package` looks past it."""
     code = (
         "import importlib.util, runpy, sys\n"
         "script, folder, name = sys.argv[1:]\n"
         "sys.path[0], sys.argv = folder, [script, '--help']\n"
+        "plain = importlib.util.find_spec(name).origin\n"
         "try:\n"
         "    runpy.run_path(script, run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
-        "print(importlib.util.find_spec(name).origin)\n"
+        "from deas_vla.envs.packages import import_package\n"
+        "import_package('robosuite')\n"  # robocasa imports it by its bare name
+        "package = import_package(name)\n"
+        "assert importlib.import_module(name) is package\n"
+        "print(plain, package.__file__, sep='\\n')\n"
     )
     command = [sys.executable, "-c", code, str(path), str(path.parent), path.stem]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert not Path(run.stdout.splitlines()[-1]).is_relative_to(path.parent)
+    plain, package = (Path(line) for line in run.stdout.splitlines()[-2:])
+    assert plain == path  # without the door it would be the script
+    assert package.parent.name == path.stem and not package.is_relative_to(ROOT / path.parent.name)
+
+
+def test_the_shadowing_scripts_are_these() -> None:
+    assert [relative(path) for path in SHADOWING] == ["eval/robocasa.py", "eval/robosuite.py"]
+
+
+# ---- size and place -----------------------------------------------------------------------------
+
+
+def test_no_file_is_too_long_to_hold() -> None:
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in sources(*CODE)}
+    most = {path: 400 if path.is_relative_to(ROOT / "deas_vla") else 250 for path in lines}
+    assert [f"{relative(p)}: {lines[p]} lines" for p in lines if lines[p] > most[p]] == []
+
+
+def test_tests_lie_in_the_folder_of_what_they_test() -> None:
+    parts = {path.name for path in (ROOT / "deas_vla").iterdir() if (path / "__init__.py").exists()}
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= parts
+    single = {f"test_{path.stem}.py" for path in (ROOT / "deas_vla").glob("*.py")}
+    assert {path.name for path in (ROOT / "tests").glob("test_*.py")} <= {
+        *single,
+        "test_packaging.py",
+    }
 
 
 # ---- the parts and their arrows -----------------------------------------------------------------
@@ -311,7 +342,9 @@ def test_only_policies_know_a_family() -> None:
     for path in sources("deas_vla"):
         if path.is_relative_to(ROOT / "deas_vla/policies"):
             continue
-        wrong += [f"{relative(path)} -> {n}" for n in imported(path) if "policies.groot" in n]
+        wrong += [
+            f"{relative(path)} -> {n}" for n in imported(path) if "deas_vla.policies.groot" in n
+        ]
         reached = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Attribute)]
         wrong += [f"{relative(path)}:{n.lineno}" for n in reached if n.attr == "groot"]
     assert wrong == []

@@ -1,7 +1,7 @@
 """What the rollout loop asks of a simulator, in LeRobot's observation keys."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,10 +68,10 @@ class SimEnv(Protocol):
     def step(self, action: NDArray[np.float32]) -> bool:
         """Apply one action (A,) and tell whether the task now counts as done."""
 
-    def save_state(self) -> object:
+    def save_state(self) -> Any:
         """Everything that the next steps depend on, for `restore_state`."""
 
-    def restore_state(self, state: object) -> None:
+    def restore_state(self, state: Any) -> None:
         """Go back to where `save_state` was called in the running episode."""
 
     def privileged(self) -> dict[str, NDArray[np.float64]]:

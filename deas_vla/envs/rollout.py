@@ -17,10 +17,12 @@ class Plan:
     Attributes:
         actions: float32 (h, A), executed open loop, environment units.
         info: Anything worth keeping about the decision (scores of the candidates, for example).
+        rest: float32 (T, A), what the agent had in mind for afterwards; None where it says nothing.
     """
 
     actions: NDArray[np.float32]
     info: dict[str, Any] = field(default_factory=dict)
+    rest: NDArray[np.float32] | None = None
 
 
 class Agent(Protocol):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deas_vla.envs.env import IMAGE_PREFIX, EnvSpec
 from deas_vla.envs.gl import check_gl
@@ -18,9 +18,12 @@ from deas_vla.envs.robocasa.tasks import choose_assets, resolve_tasks
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.trials import paired_trials
 from deas_vla.evaluation.engine.workers import Trial
+from deas_vla.evaluation.runs import PolicyRun
 from deas_vla.guidance.config import SelectionOverride
+from deas_vla.guidance.speed import SpeedOverride
 
 if TYPE_CHECKING:  # simulator processes import this file, and torch takes long
+    from deas_vla.evaluation.engine.launch import Launch
     from deas_vla.guidance.guided import ValueGuidedPolicy
     from deas_vla.policies.config import VLAConfig
 
@@ -68,6 +71,7 @@ class KitchenRolloutConfig:
         candidates: Numbers of candidates, each over the same episodes; ``[1,16]`` with a critic
             and ``[1]`` without when left out.
         selection: How one of the candidates is chosen, where not as the bundle says.
+        guidance: Compilation, latency budget and warm starts, likewise.
         n_action_steps: Steps executed of a chunk; the bundle's own number when 0, half the chunk
             without a bundle.
         episodes: Of each task, seed and number of candidates.
@@ -93,6 +97,7 @@ class KitchenRolloutConfig:
     tasks: list[str] = field(default_factory=lambda: ["atomic_seen"])
     candidates: list[int] | None = None
     selection: SelectionOverride = field(default_factory=SelectionOverride)
+    guidance: SpeedOverride = field(default_factory=SpeedOverride)
     n_action_steps: int = 0
     episodes: int = 50
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -194,6 +199,7 @@ class KitchenRolloutConfig:
         for spec in specs:
             check_embodiment(policy.vla.spec, spec, source)
         policy.config.selection = self.selection.over(policy.config.selection)
+        policy.config.speed = self.guidance.over(policy.config.speed)
         return policy
 
     def trials(self, specs: list[EnvSpec], *, has_critic: bool) -> list[Trial]:
@@ -210,3 +216,22 @@ class KitchenRolloutConfig:
                 "--candidates=[1]"
             )
         return trials
+
+    def claim(self, launch: "Launch", specs: list[EnvSpec], **more: Any) -> PolicyRun:
+        """`PolicyRun.claim` of the policy that the flags name, in the kitchens of ``specs``.
+
+        Raises:
+            DeasError: As `open_policy`, `trials` and `PolicyRun.claim`.
+        """
+        policy = self.open_policy(specs, launch.device)
+        return PolicyRun.claim(
+            launch,
+            policy,
+            self.kitchen(specs[0].name),
+            self.output_dir,
+            make_env=self.make_env,
+            trials=self.trials(specs, has_critic=policy.critic is not None),
+            workers=self.workers,
+            batch_size=self.batch_size,
+            **more,
+        )

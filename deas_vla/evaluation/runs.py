@@ -5,7 +5,7 @@ or LeRobot (12 s) is imported where it is used.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +75,16 @@ class PolicyRun:
             more: What else must be the same where a run goes on.
 
         Raises:
-            DeasError: It cannot be written, or holds episodes that were run otherwise.
+            DeasError: It cannot be written, or holds episodes that were run otherwise; or
+                candidates that do not fit in memory or in the latency budget.
         """
         from deas_vla.evaluation.engine.agents import PolicyPlanner
 
         planner = PolicyPlanner(policy, batch_size or None)
         make_output_dir(output)
+        most = planner.start(max(trial.candidates for trial in trials), launch.world)
+        allowed = [replace(t, candidates=min(t.candidates, most)) for t in trials]
+        trials = list(dict.fromkeys(allowed))  # with a budget, fewer candidates than asked for
         identity = journal.identity(policy, env)
         launch.claim(output, identity | more)
         return cls(launch, output, identity, planner, make_env, trials, workers)

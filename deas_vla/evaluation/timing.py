@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from deas_vla.errors import DeasError
 from deas_vla.evaluation.results.pages import html_table, write_page
 from deas_vla.files import write_json
 from deas_vla.provenance import run_record
@@ -49,6 +50,13 @@ def interleave(
             if turn >= warm_up:
                 seconds[name].append(taken)
     return {name: np.asarray(values) for name, values in seconds.items()}
+
+
+def check_counts(config: object, *names: str) -> None:
+    """DeasError for the first of these attributes that is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise DeasError(f"{name} {getattr(config, name)}: use 1 or more")
 
 
 def timing_row(

@@ -5,13 +5,11 @@ import json
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import draccus
 import torch
-from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
@@ -20,61 +18,17 @@ from deas_vla.critic.serialization import load_critic, save_critic
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
-from deas_vla.guidance.config import SelectionConfig
-from deas_vla.guidance.noise import CandidateNoise
+from deas_vla.guidance.checks import check_candidates, check_fit
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
+from deas_vla.guidance.noise import CandidateNoise, episode_seed
 from deas_vla.guidance.selection import Selection, select
-from deas_vla.policies.config import VLAConfig, load_vla
-from deas_vla.policies.vla import VLA, Encoding
+from deas_vla.guidance.startup import ready
+from deas_vla.guidance.warm_start import real_time_tail, tail_of
+from deas_vla.policies.config import load_vla
+from deas_vla.policies.vla import VLA, Encoding, Tail
 
 STATS_FILE = "dataset_stats.json"
 _log = logging.getLogger(__name__)
-
-
-@PreTrainedConfig.register_subclass("deas_guided")
-@dataclass
-class ValueGuidedConfig(PreTrainedConfig):
-    """How a bundle's policy is run.
-
-    Attributes:
-        vla: Base checkpoint and embodiment.
-        pooling: How backbone tokens become the critic's feature.
-        candidates: N, chunks sampled per decision; 1 is the base policy.
-        selection: How one of them is chosen.
-        n_action_steps: Steps of the chosen chunk executed before the next decision.
-        adapter: Whether ``policy/`` holds a PEFT adapter.
-        seed: Of the candidate noise until :meth:`ValueGuidedPolicy.reset` is given another.
-    """
-
-    vla: VLAConfig = field(default_factory=lambda: VLAConfig(path=""))
-    pooling: PoolingConfig = field(default_factory=PoolingConfig)
-    candidates: int = 16
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    n_action_steps: int = 8
-    adapter: bool = True
-    seed: int = 0
-
-    @property
-    def observation_delta_indices(self) -> None:
-        return None
-
-    @property
-    def action_delta_indices(self) -> None:
-        return None
-
-    @property
-    def reward_delta_indices(self) -> None:
-        return None
-
-    def get_optimizer_preset(self) -> Any:
-        raise DeasError(
-            "a value-guided policy is not trained itself: use recipes/finetune_groot.py"
-        )
-
-    def get_scheduler_preset(self) -> None:
-        return None
-
-    def validate_features(self) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -131,41 +85,106 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(config)
-        _check(config, vla, critic)
+        check_fit(config, vla, critic)
         self.vla = vla
         self.critic = critic
         self.dataset_stats = dataset_stats
         self.last_decision: Decision | None = None
         self._warned = False
+        self._resets = -1  # before the first one, which follows
+        self._noise: CandidateNoise | None = None
+        self._ready: dict[int, int] = {}  # candidates asked for to those decided among
         self.eval()
         self.reset()
 
     def reset(self, seeds: list[int] | None = None) -> None:
-        """Forget queued actions; ``seeds`` (one per parallel episode) restart the noise streams."""
-        self._noise = CandidateNoise([self.config.seed] if seeds is None else seeds)
+        """Forget queued actions and begin episodes with noise of their own.
+
+        Args:
+            seeds: One per parallel episode; when left out, every reset has others, which follow
+                from ``config.seed``, and the next batch says how many episodes there are.
+        """
+        self._resets += 1
+        self._noise = None if seeds is None else CandidateNoise(seeds)
         self._queue: deque[Tensor] = deque()
+        self._rest: Tensor | None = None
+
+    @torch.no_grad()
+    def start(self, batch: Mapping[str, Any], candidates: int) -> int:
+        """Make ready for observations like ``batch``, before the first step of a robot.
+
+        Returns and raises as `startup.ready`: how many candidates to decide among, or why none.
+        """
+        self.check_candidates(candidates)
+        seeds = [0] * len(batch["observation.state"])
+        decide = lambda count: self.decide(batch, CandidateNoise(seeds), count)  # noqa: E731
+        encoding = self.vla.encode(batch)
+
+        def choose(count: int) -> None:
+            streams = CandidateNoise(seeds)
+            noise = streams.draw(count, self.vla.spec.noise_shape)
+            self._decide(encoding, noise, streams.selection_generators())
+
+        found = ready(self.vla, self.config.speed, decide, choose, candidates)
+        self._ready[candidates] = found
+        return self._ready[candidates]
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
-        """Decide for B observations.
+        """Decide for B observations; the first call does what `start` does.
 
         Args:
             batch: LeRobot observation batch.
             **kwargs: ``noise`` (B, N, *spec.noise_shape) replaces the policy's own streams.
+                ``prev_chunk_left_over`` and ``inference_delay`` are LeRobot's real-time chunking:
+                see `real_time_tail`.
 
         Returns:
-            float32 (B, n_action_steps, A), environment units.
+            float32 (B, n_action_steps, A), environment units; with ``inference_delay`` the whole
+            chunk, (B, H, A).
         """
-        noise = kwargs.get("noise")
+        noise, left_over = kwargs.get("noise"), kwargs.get("prev_chunk_left_over")
         if noise is None:
-            noise = self._noise.draw(self.config.candidates, self.vla.spec.noise_shape)
-        generators = self._noise.selection_generators()
-        self.last_decision = self._decide(self.vla.encode(batch), noise, generators)
-        return self.last_decision.chunk[:, : self.config.n_action_steps]
+            asked = self.config.candidates
+            count = self._ready[asked] if asked in self._ready else self.start(batch, asked)
+            noise = self._streams(batch).draw(count, self.vla.spec.noise_shape)
+        count, generators = noise.shape[1], self._streams(batch).selection_generators()
+        if left_over is not None:
+            delay = int(kwargs.get("inference_delay") or 0)
+            tail = real_time_tail(left_over, delay, len(noise), count, self.config.speed)
+        else:
+            rest = self._rest if self._rest is not None and len(self._rest) == len(noise) else None
+            tail = tail_of(rest, count, self.config.speed)
+        self.last_decision = self._decide(self.vla.encode(batch), noise, generators, tail)
+        steps = self.config.n_action_steps
+        self._rest = self.last_decision.chunk[:, steps:]
+        whole = kwargs.get("inference_delay") is not None
+        return self.last_decision.chunk[:, : None if whole else steps]
+
+    def _streams(self, batch: Mapping[str, Any]) -> CandidateNoise:
+        """One noise stream for each of the batch's episodes, from the last reset on.
+
+        Raises:
+            DeasError: The batch has another number of episodes than it had, or than seeds.
+        """
+        episodes = len(batch["observation.state"])
+        if self._noise is None:
+            seeds = [episode_seed(self.config.seed, self._resets, k) for k in range(episodes)]
+            self._noise = CandidateNoise(seeds)
+        if len(self._noise) != episodes:
+            raise DeasError(
+                f"batch of {episodes} episodes, the policy runs {len(self._noise)}: call reset() "
+                "when episodes begin, with as many seeds as robots or with none"
+            )
+        return self._noise
 
     @torch.no_grad()
     def decide(
-        self, batch: Mapping[str, Any], streams: CandidateNoise, candidates: int
+        self,
+        batch: Mapping[str, Any],
+        streams: CandidateNoise,
+        candidates: int,
+        rest: Tensor | None = None,
     ) -> Decision:
         """Decide for B observations of any episodes, without touching the policy's own state.
 
@@ -173,19 +192,25 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             batch: LeRobot observation batch.
             streams: Noise of these B episodes at their own plans.
             candidates: N.
+            rest: (B, T, A) unexecuted steps of these episodes' last chunks, for warm starts.
 
         Raises:
             DeasError: N above 1 without a critic.
         """
         self.check_candidates(candidates)
         noise = streams.draw(candidates, self.vla.spec.noise_shape)
-        return self._decide(self.vla.encode(batch), noise, streams.selection_generators())
+        tail = tail_of(rest, candidates, self.config.speed)
+        return self._decide(self.vla.encode(batch), noise, streams.selection_generators(), tail)
 
     def _decide(
-        self, encoding: Encoding, noise: Tensor, generators: Sequence[torch.Generator]
+        self,
+        encoding: Encoding,
+        noise: Tensor,
+        generators: Sequence[torch.Generator],
+        tail: Tail | None = None,
     ) -> Decision:
         """Sample N candidates from one encoding, score them on their first H steps, choose."""
-        candidates = self.vla.sample(encoding, noise)  # (B, N, H_policy, A)
+        candidates = self.vla.sample(encoding, noise, tail)  # (B, N, H_policy, A)
         rule = self.config.selection
         feature = members = scale = None
         if self.critic is not None:
@@ -208,7 +233,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
 
     def check_candidates(self, candidates: int) -> None:
         """DeasError for a number of candidates that this policy cannot choose among."""
-        _check_candidates(candidates, self.critic, self.config.selection)
+        check_candidates(candidates, self.critic, self.config.selection)
 
     def feature(self, encoding: Encoding) -> Tensor:
         """The critic's view of an observation: float32 (B, F)."""
@@ -253,21 +278,19 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         pretrained_name_or_path: str | Path,
         *,
         config: ValueGuidedConfig | None = None,
+        revision: str | None = None,
         device: str | None = None,
         **kwargs: Any,
     ) -> "ValueGuidedPolicy":
         """Load a bundle's policy and critic from a directory or a Hub id.
 
-        ``device`` defaults to the one that the bundle was made on, where that is there.
+        ``device`` defaults to the one that the bundle was made on, where that is there;
+        ``revision`` is a branch, tag or commit on the Hub.
 
         Raises:
             DeasError: Missing or mismatched parts, by name.
         """
-        root = Path(pretrained_name_or_path)
-        if not root.is_dir():
-            from huggingface_hub import snapshot_download
-
-            root = Path(snapshot_download(str(pretrained_name_or_path)))
+        root = local_directory(pretrained_name_or_path, revision)
         config = config or read_config(root)
         device = device or str(config.device)
         stats_file = root / "policy" / STATS_FILE
@@ -282,28 +305,6 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         return cls(config, vla, critic, stats)
 
 
-def read_config(directory: Path) -> ValueGuidedConfig:
-    """A bundle's ``config.json``, also of one written before selection had settings of its own.
-
-    Raises:
-        DeasError: It is missing, or holds what this version does not know.
-    """
-    file = directory / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        values.pop("type", None)
-        temperature = values.pop("temperature", None)
-        if temperature is not None:
-            rule = "softmax" if temperature > 0 else "best"
-            values["selection"] = {"rule": rule, "temperature": temperature}
-        config: ValueGuidedConfig = draccus.decode(ValueGuidedConfig, values)
-    except (OSError, ValueError, draccus.utils.DecodingError) as error:
-        raise DeasError(
-            f"{file}: {' '.join(str(error).split())}; write the bundle again"
-        ) from error
-    return config
-
-
 def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tensor:
     """The frozen feature of B observations, float32 (B, F): in training and on the robot alike."""
     return pool_tokens(
@@ -314,36 +315,3 @@ def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tenso
         pooling,
         vla.spec.tokens_per_image,
     )
-
-
-def _check(config: ValueGuidedConfig, vla: VLA, critic: Critic | None) -> None:
-    horizon = vla.spec.action_horizon
-    _check_candidates(config.candidates, critic, config.selection)
-    if not 1 <= config.n_action_steps <= horizon:
-        raise DeasError(
-            f"n_action_steps {config.n_action_steps} is outside the policy's chunk of {horizon}: "
-            f"use 1 to {horizon}"
-        )
-    if critic is None:
-        return
-    if critic.config.horizon > horizon:
-        raise DeasError(
-            f"critic chunk length {critic.config.horizon} exceeds the policy's {horizon}: "
-            f"retrain with --critic.horizon={horizon} or less"
-        )
-    if critic.config.action_dim != vla.spec.action_dim:
-        raise DeasError(
-            f"critic scores {critic.config.action_dim} action dimensions, the policy has "
-            f"{vla.spec.action_dim}: use a critic of this embodiment"
-        )
-
-
-def _check_candidates(candidates: int, critic: Critic | None, rule: SelectionConfig) -> None:
-    rule.check(critic.config.ensemble if critic is not None else None)
-    if candidates < 1:
-        raise DeasError(f"candidates {candidates}: use 1 (base policy) or more")
-    if candidates > 1 and critic is None and rule.asks_critic:
-        raise DeasError(
-            f"candidates {candidates} without a critic: train one (--stages=critic) or "
-            "use --candidates=[1]"
-        )

@@ -24,6 +24,10 @@ class CandidateNoise:
         self._seeds = list(seeds)
         self._plans = [0] * len(self._seeds) if plans is None else list(plans)
 
+    def __len__(self) -> int:
+        """B."""
+        return len(self._seeds)
+
     def draw(self, candidates: int, shape: tuple[int, ...]) -> Tensor:
         """Next plan's noise: float32 (B, N, *shape) on the CPU, standard normal."""
         rows = []
@@ -41,6 +45,13 @@ class CandidateNoise:
     def _generators(self, stream: int) -> list[torch.Generator]:
         moments = zip(self._seeds, self._plans, strict=True)
         return [_generator(seed, plan, stream) for seed, plan in moments]
+
+
+def episode_seed(seed: int, reset: int, row: int) -> int:
+    """The noise seed of an episode that was given none: ``seed`` itself for the very first."""
+    if reset == 0 and row == 0:
+        return seed
+    return int(np.random.SeedSequence((seed, reset, row)).generate_state(1, np.uint32)[0]) >> 1
 
 
 def _generator(seed: int, plan: int, stream: int) -> torch.Generator:

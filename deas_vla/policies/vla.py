@@ -54,6 +54,29 @@ class Encoding:
     state: Tensor
 
 
+@dataclass(frozen=True)
+class Tail:
+    """The unexecuted rest of the last chunk, which new candidates go on from.
+
+    Attributes:
+        actions: float32 (B, T, A) environment units; row 0 belongs to the observation's own step.
+        warm: bool (N,), the candidates that start from the tail with noise over it instead of from
+            noise alone. Behind the tail's end they start from its last action.
+        progress: Share of the denoising that counts as done for these: 0 is noise alone, 1 the
+            tail alone; brought to a whole number of denoising steps, of which one is left at least.
+        frozen: Steps of every candidate that stay the tail's, because they will have been executed
+            by the time that the new chunk takes over.
+        overlap: Steps, frozen ones among them, in which the others start from the tail and leave
+            it the more the later; LeRobot's real-time chunking. At least ``frozen``, at most T.
+    """
+
+    actions: Tensor
+    warm: Tensor
+    progress: float = 0.5
+    frozen: int = 0
+    overlap: int = 0
+
+
 class VLA(Protocol):
     """A flow-matching vision-language-action policy with a frozen backbone.
 
@@ -109,16 +132,22 @@ class VLA(Protocol):
                 `preprocess_targets` says of the state.
         """
 
-    def sample(self, encoding: Encoding, noise: Tensor) -> Tensor:
+    def sample(self, encoding: Encoding, noise: Tensor, tail: Tail | None = None) -> Tensor:
         """Denoise candidates from one encoding; no gradient.
+
+        One candidate is the base policy's chunk to the last bit, unless `compile` was called.
 
         Args:
             encoding: Of B observations.
             noise: (B, N, *spec.noise_shape) standard normal.
+            tail: What is left of the chunks under execution, to go on from.
 
         Returns:
             float32 (B, N, H, A) chunks in environment units.
         """
+
+    def compile(self) -> None:
+        """Compile what `sample` runs, once for each number of observations and candidates."""
 
     def preprocess_targets(self, state: Tensor, action: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Normalise and pad states and chunks without looking at any picture.

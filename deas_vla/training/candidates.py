@@ -14,7 +14,7 @@ from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.policies.vla import VLA
-from deas_vla.training.features import Encodings
+from deas_vla.training.features import Encodings, work_list
 from deas_vla.training.policy import policy_targets
 
 _FRAMES = 64  # decoded at once
@@ -103,7 +103,7 @@ def candidates_by_frame(
         place = directory / f"candidates-{fingerprint_key(key)[:12]}"
         cache = FeatureCache(place, key, table.episode_lengths, math.prod(shape))
     accelerator.print(f"candidates: {cache.check_disk_space()}")
-    missing = np.asarray(cache.missing_episodes(), dtype=np.int64)
+    missing = np.asarray(work_list(accelerator, [cache]), dtype=np.int64)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     for episode in tqdm(mine, "candidates", disable=not accelerator.is_local_main_process):
         frames = np.arange(table.num_frames)[table.frames(int(episode))]

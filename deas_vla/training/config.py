@@ -10,6 +10,7 @@ from deas_vla.data.tails import TailConfig
 from deas_vla.data.transitions import Tail
 from deas_vla.errors import DeasError
 from deas_vla.guidance.config import SelectionConfig
+from deas_vla.guidance.speed import SpeedConfig
 from deas_vla.policies.config import VLAConfig
 from deas_vla.policies.vla import VLASpec
 from deas_vla.training.checkpoints import CheckpointConfig
@@ -148,8 +149,8 @@ class CriticTrainingConfig(CriticConfig):
 
 
 @dataclass
-class GuidanceConfig:
-    """Defaults that the bundle is run with.
+class GuidanceConfig(SpeedConfig):
+    """Defaults that the bundle is run with, those of `SpeedConfig` among them.
 
     Attributes:
         candidates: Chunks sampled per decision.
@@ -160,6 +161,9 @@ class GuidanceConfig:
     candidates: int = 16
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     n_action_steps: int = 0
+
+    def speed(self) -> SpeedConfig:
+        return SpeedConfig(**{f.name: getattr(self, f.name) for f in fields(SpeedConfig)})
 
 
 @dataclass

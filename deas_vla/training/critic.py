@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from deas_vla.critic.base import Critic
 from deas_vla.data.dataset import TransitionDataset, bootstrap_episodes
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.evaluation.offline.metrics import spearman
+from deas_vla.evaluation.offline.ranking import chunks_of_other_episodes, win_rate
 from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks
 from deas_vla.training.config import CriticTrainingConfig
 from deas_vla.training.critic_data import make_transitions, new_critic
@@ -17,7 +17,8 @@ from deas_vla.training.divergence import LossWatch
 from deas_vla.training.run import Run
 from deas_vla.training.update import CriticUpdate
 
-_METRIC_EPISODES = 64  # that the offline metric looks at: it bounds the cost of a checkpoint
+# What the offline metric looks at, which bounds the cost of a checkpoint.
+_METRIC_EPISODES, _METRIC_RIVALS = 64, 4
 
 
 def train_critic(
@@ -112,10 +113,12 @@ def offline_metric(
     held_out: NDArray[np.int64],
     config: CriticTrainingConfig,
 ) -> float:
-    """Rank correlation of Q with the observed return over chunks of held-out episodes.
+    """How often a success' own chunk scores above other episodes' at the same observation.
 
-    It asks for what best-of-N needs, the order, and is blind to scale. The first 64 held-out
-    episodes at most. NaN where none is held out, or none is as long as a chunk.
+    Within one state, as best-of-N chooses: a critic that is blind to actions comes out at 0.5,
+    whatever it knows of states. Over the first 64 held-out episodes at most, the same rivals at
+    every checkpoint. NaN where no success is held out that is as long as a chunk, or no other
+    episode to take rivals from.
     """
     training = critic.training
     critic.eval()
@@ -126,6 +129,11 @@ def offline_metric(
         if len(long_enough) == 0:
             return float("nan")
         chunks = score_dataset_chunks(frame_critic, table, long_enough, config.reward)
-        return spearman(chunks.q, chunks.returns)
+        if not chunks.terminated.any() or len(np.unique(chunks.episode)) < 2:
+            return float("nan")
+        rivals = chunks_of_other_episodes(chunks, np.random.default_rng(0), _METRIC_RIVALS)
+        rivals = rivals.of(chunks.terminated)
+        won = win_rate(frame_critic, chunks, rivals)
+        return float(won[chunks.terminated].mean())
     finally:
         critic.train(training)

@@ -1,7 +1,7 @@
 """The ``features`` stage: every frame through the frozen backbone once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -92,7 +93,7 @@ def extract_features(
             )
             for name, dim in dims.items()
         }
-    missing = sorted({e for cache in caches.values() for e in cache.missing_episodes()})
+    missing = work_list(accelerator, list(caches.values()))
     for name, cache in caches.items():
         accelerator.print(f"features: {name}, {cache.check_disk_space()}")
     accelerator.print(f"features: {len(missing)} of {table.num_episodes} episodes to compute")
@@ -102,20 +103,35 @@ def extract_features(
     frames = iter_episode_frames(table.root, table, vla.spec.image_keys, mine)
     bar = tqdm(frames, "features", len(mine), disable=not accelerator.is_local_main_process)
     for episode, images in bar:
-        rows: dict[str, list[Tensor]] = {name: [] for name in caches}
+        rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in caches}
         for encoding in _encode_episode(vla, table, episode, images, config.batch_size):
-            rows["pooled"].append(pool_encoding(vla, encoding, config.pooling))
+            rows["pooled"].append(_halved(pool_encoding(vla, encoding, config.pooling)))
             if keep_tokens:
                 short = length - encoding.tokens.shape[1]
-                rows["tokens"].append(pad(encoding.tokens, (0, 0, short, 0)).flatten(1))
+                padded = pad(encoding.tokens, (0, 0, short, 0)).flatten(1)
+                rows["tokens"].append(_halved(padded))
         for name, cache in caches.items():
-            cache.write(episode, torch.cat(rows[name]).float().cpu().numpy())
+            cache.write(episode, np.concatenate(rows[name]))
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         arrays = {name: cache.assemble() for name, cache in caches.items()}
     return Encodings(
         arrays["pooled"], arrays.get("tokens"), token_mask, image_mask, table.task_index
     )
+
+
+def work_list(accelerator: Accelerator, caches: Sequence[FeatureCache]) -> list[int]:
+    """Episodes that any of the caches lacks, the same list on every process.
+
+    Listed once and told to all: looking takes seconds (checksums), and a process that looked while
+    another one was already writing would take the wrong share.
+    """
+    missing = None
+    if accelerator.is_main_process:
+        missing = sorted({e for cache in caches for e in cache.missing_episodes()})
+    told = broadcast_object_list([missing])[0]
+    assert told is not None
+    return list(told)
 
 
 def _encode_episode(
@@ -137,8 +153,28 @@ def _encode_episode(
         yield vla.encode(batch)
 
 
-def task_masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Which tokens are valid and which are of a picture, bool (K, L) each, for K instructions."""
+def _halved(features: Tensor) -> NDArray[np.float16]:
+    """Features off the device at once, in the cache's own type; infinite where it overflows."""
+    half: NDArray[np.float16] = features.half().cpu().numpy()
+    return half
+
+
+def task_masks(vla: VLA, tasks: tuple[str, ...], batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """Which tokens are valid and which are of a picture, bool (K, L) each, for K instructions.
+
+    A dataset may have thousands of instructions: they are encoded in parts, shorter ones padded on
+    the left as in one batch.
+    """
+    parts = [_masks(vla, tasks[at : at + batch_size]) for at in range(0, len(tasks), batch_size)]
+    length = max(valid.shape[1] for valid, _ in parts)
+    valid, image = (
+        torch.cat([pad(masks[k], (length - masks[k].shape[1], 0)) for masks in parts])
+        for k in range(2)
+    )
+    return valid, image
+
+
+def _masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     height, width = vla.image_size
     batch: dict[str, Any] = {
         key: torch.zeros(len(tasks), 3, height, width, dtype=torch.uint8)
@@ -167,19 +203,22 @@ def dataset_statistics(
 ) -> dict[str, dict[str, list[float]]]:
     """LeRobot's per-key statistics of state and action over the training episodes."""
     frames = table.frames_of(episodes)
-    out = {}
-    for key, values in (("observation.state", table.state), ("action", table.action)):
-        chosen = values[frames].astype(np.float64)
-        rows = {
-            "min": chosen.min(0),
-            "max": chosen.max(0),
-            "mean": chosen.mean(0),
-            "std": chosen.std(0),
-            "q01": np.quantile(chosen, 0.01, axis=0),
-            "q99": np.quantile(chosen, 0.99, axis=0),
-        }
-        out[key] = {name: row.tolist() for name, row in rows.items()}
-    return out
+    columns = {"observation.state": table.state, "action": table.action}
+    return {key: column_statistics(values[frames]) for key, values in columns.items()}
+
+
+def column_statistics(values: NDArray[np.floating]) -> dict[str, list[float]]:
+    """What GR00T and LeRobot normalise by, of each of D columns of (N, D), in float64."""
+    values = values.astype(np.float64)
+    rows = {
+        "min": values.min(0),
+        "max": values.max(0),
+        "mean": values.mean(0),
+        "std": values.std(0),
+        "q01": np.quantile(values, 0.01, axis=0),
+        "q99": np.quantile(values, 0.99, axis=0),
+    }
+    return {name: row.tolist() for name, row in rows.items()}
 
 
 def check_statistics(policy: Path, statistics: dict[str, dict[str, list[float]]]) -> None:

@@ -123,7 +123,6 @@ def finetune_policy(
     """
     accelerator = run.accelerator
     starts = chunk_starts(table, episodes, config.episodes)
-    targets = policy_targets(vla, table, starts)
     with torch.random.fork_rng([]):  # the same first weights on every process: FSDP shards its own
         torch.manual_seed(run.seed)
         add_lora(vla, config)
@@ -161,11 +160,14 @@ def finetune_policy(
             rows = draw.rows
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * warmup_cosine(step, config.steps)
-            parts = rows.tensor_split(config.gradient_accumulation_steps)
-            weight = targets["action_mask"][rows].sum()  # the loss is a mean over real values
+            # Of this batch alone: a chunk of a large VLA's is 42 kB, of a million starts 42 GB.
+            chosen = starts[rows.numpy()]
+            targets = policy_targets(vla, table, chosen)
+            parts = torch.arange(len(rows)).tensor_split(config.gradient_accumulation_steps)
+            weight = targets["action_mask"].sum()  # the loss is a mean over real values
             loss = torch.zeros((), device=accelerator.device)
             for index, part in enumerate(parts):
-                batch = head_batch(encodings, targets, starts, part, accelerator.device)
+                batch = head_batch(encodings, targets, chosen, part, accelerator.device)
                 last = index == len(parts) - 1
                 with nullcontext() if last else accelerator.no_sync(wrapped):
                     with accelerator.autocast():

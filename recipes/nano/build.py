@@ -11,6 +11,8 @@ import draccus
 import numpy as np
 import torch
 
+from deas_vla.training.features import column_statistics
+
 EMBODIMENT = "robosuite_panda"
 IMAGE_SIZE, PATCH, MERGE = 64, 8, 2
 HORIZON = 16
@@ -126,17 +128,8 @@ def group_statistics(
     """Isaac-GR00T's ``statistics.json`` entry of one modality; values (n, dim)."""
     out, at = {}, 0
     for name, dim in groups.items():
-        part = values[:, at : at + dim].astype(np.float64)
+        out[name] = column_statistics(values[:, at : at + dim])
         at += dim
-        rows = {
-            "min": part.min(0),
-            "max": part.max(0),
-            "mean": part.mean(0),
-            "std": part.std(0),
-            "q01": np.quantile(part, 0.01, axis=0),
-            "q99": np.quantile(part, 0.99, axis=0),
-        }
-        out[name] = {key: row.tolist() for key, row in rows.items()}
     return out
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from deas_vla.cli import run
 from deas_vla.envs.gl import check_gl
 from deas_vla.envs.robocasa.experts import SweepExpert, SweepExpertConfig, check_expert
-from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv, kitchen_spec, scenes
+from deas_vla.envs.robocasa.kitchen import (
+    ROBOT_TYPE,
+    KitchenConfig,
+    KitchenEnv,
+    kitchen_spec,
+    scenes,
+)
 from deas_vla.envs.robocasa.manipulation import PLANNERS, ReachExpert, ReachExpertConfig
 from deas_vla.envs.robocasa.tasks import choose_assets, resolve_tasks
 from deas_vla.envs.rollout import Agent, Episode, rollout
@@ -81,7 +87,7 @@ def main(config: RecordConfig) -> None:
     for kitchen in kitchens:
         scenes(kitchen)
     spec = kitchen_spec(kitchens[0])
-    recorder = episode_recorder(config.output, "deas_vla/kitchen_demos", spec, "PandaOmron")
+    recorder = episode_recorder(config.output, "deas_vla/kitchen_demos", spec, ROBOT_TYPE)
     jobs = [(kitchen, seed) for seed in config.seeds for kitchen in kitchens]
     one = partial(record, config.sloppiness)
     successes = record_in_processes(recorder, one, jobs, config.workers)

@@ -21,7 +21,6 @@ from deas_vla.critic.networks import EnsembleMLP
 from deas_vla.errors import DeasError
 
 Build = Callable[..., Critic]
-TRAINED_ON_DATA_ALONE = ("deas", "iql", "hlg")
 
 
 def apart(critic: QVCritic) -> QVCritic:
@@ -311,26 +310,45 @@ def test_a_batch_without_what_the_target_needs_is_refused(
 # The policy is detached.
 
 
-@pytest.mark.parametrize("poison", [1e6, float("nan")])
-@pytest.mark.parametrize("algorithm", TRAINED_ON_DATA_ALONE)
-def test_a_poisoned_policy_leaves_the_training_bit_identical(
-    build: Build, batch: ChunkBatch, algorithm: str, poison: float
-) -> None:
-    """Chunks that the data doesn't hold never raise a target: the policy's are not even read."""
-    alone = dataclasses.replace(batch, next_candidates=None)
-    poisoned = dataclasses.replace(batch, next_candidates=torch.full((B, N, H, A), poison))
-    one, other = trained(build(algorithm), alone, 25), trained(build(algorithm), poisoned, 25)
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
+READ_BY_ALL = {
+    "feature",
+    "state",
+    "actions",
+    "reward",
+    "bootstrap",
+    "terminated",
+    "next_feature",
+    "next_state",
+    "member_weight",
+}
+READ_BESIDES = {"qc": {"next_candidates"}, "evor": {"next_actions"}}
 
 
-def test_the_poison_is_strong_enough_to_show(build: Build, batch: ChunkBatch) -> None:
-    """QC asks the policy, so the same candidates do change what it learns."""
-    poisoned = dataclasses.replace(batch, next_candidates=torch.full((B, N, H, A), 1e6))
-    one, other = trained(build("qc"), batch, 5), trained(build("qc"), poisoned, 5)
-    assert not torch.equal(
-        one.value(batch.feature, batch.state), other.value(batch.feature, batch.state)
-    )
+@every_algorithm
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ChunkBatch)])
+def test_what_a_loss_reads(build: Build, batch: ChunkBatch, algorithm: str, name: str) -> None:
+    """Chunks that the data doesn't hold raise no target but qc's: the policy's are not even read.
+
+    A poisoned field shows in loss and gradients where it is read, and in not one bit where not.
+    """
+    members = torch.tensor([[1.0, 2.0]]).expand(B, -1)
+    batch = dataclasses.replace(batch, member_weight=members)
+    read = name in READ_BY_ALL | READ_BESIDES.get(algorithm, set())
+    value = getattr(batch, name)
+    poisons = [~value] if value.dtype == torch.bool else [value + 0.37]
+    if not read:
+        poisons += [torch.full_like(value, 1e6), torch.full_like(value, float("nan"))]
+    for poison in poisons:
+        other = dataclasses.replace(batch, **{name: poison})
+        clean, poisoned = (loss_and_gradients(build(algorithm), each) for each in (batch, other))
+        assert torch.equal(clean, poisoned) != read
+
+
+def loss_and_gradients(critic: Critic, batch: ChunkBatch) -> Tensor:
+    loss, _ = critic(batch, seeded())
+    loss.backward()
+    gradients = [p.grad.flatten() for p in critic.parameters() if p.grad is not None]
+    return torch.cat([loss.detach().view(1), *gradients])
 
 
 # Networks.

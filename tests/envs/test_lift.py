@@ -1,10 +1,13 @@
 """The quickstart task in the real simulator."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from deas_vla.data.layout import open_dataset
 from deas_vla.envs.env import Observation
-from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv
+from deas_vla.envs.robosuite.lift import ROBOT_TYPE, LiftConfig, LiftEnv, lift_spec
 from deas_vla.envs.robosuite.lift_expert import LiftExpert, LiftExpertConfig
 from deas_vla.envs.rollout import rollout
 
@@ -59,3 +62,11 @@ def test_observation_matches_the_spec(env: LiftEnv) -> None:
     assert look.state.shape == (len(env.spec.state_names),) and look.state.dtype == np.float32
     assert env.observe(images=False).images == {}
     env.step(np.zeros(len(env.spec.action_names), dtype=np.float32))
+
+
+def test_rollouts_can_join_the_demonstrations(repo_root: Path) -> None:
+    """`data.merge` refuses datasets of different robots."""
+    demos = open_dataset("deas_vla/lift_demos", repo_root / "deas_vla/assets/lift_demos")
+    spec = lift_spec(LiftConfig())
+    assert demos.info["robot_type"] == ROBOT_TYPE
+    assert (demos.fps, demos.image_keys) == (spec.fps, spec.image_keys)

@@ -124,3 +124,28 @@ def test_memory_by_counting(tmp_path: Path) -> None:
     assert record["parameters"]["trained"] == 16 * 901_120  # rank x (in + out) of 192 layers
     assert four["activations_gb"] == pytest.approx(2 * two["activations_gb"], rel=0.05)
     assert two["activations_checkpointed_gb"] < 0.2 * two["activations_gb"]
+
+
+@pytest.mark.slow
+def test_latency_bench(tmp_path: Path) -> None:
+    bench = load_script("eval/latency.py")
+    flags = ["--candidates=[1,3]", "--naive=[3]", "--rounds=1", "--threads=1"]
+    bench.main(parse(bench.LatencyConfig, [*flags, f"--output_dir={tmp_path}"]))
+    record = json.loads((tmp_path / "results.json").read_text())
+    rows = {(row["what"], row["candidates"]): row for row in record["rows"]}
+    many = {bench.FUSED, bench.COPIES, bench.NAIVE}
+    assert set(rows) == {(bench.FUSED, 1)} | {(way, 3) for way in many}
+    for row in rows.values():
+        assert 0 < row["median_ms"] <= row["p95_ms"] and row["ratio_to"] == "base policy"
+        assert set(row["split_ms"]) == set(bench.STAGES)
+        assert sum(row["split_ms"].values()) == pytest.approx(row["median_ms"], rel=0.2)
+    assert rows[bench.FUSED, 1]["times_base"] == 1.0
+    counted = {(row["what"], row["candidates"]): row for row in record["counted"]}
+    base, fused, copies, naive = (counted[key] for key in rows)
+    for name in ("operations", "traffic"):
+        assert base[name] < fused[name] < copies[name] < naive[name]
+    assert naive["operations"] == pytest.approx(3 * base["operations"], rel=0.05)
+    assert fused["peak"] <= copies["peak"] <= naive["peak"] < 4 * base["peak"]
+    for flag, said in (("--size=huge", "size 'huge'"), ("--candidates=[0,2]", "candidates")):
+        with pytest.raises(DeasError, match=said):
+            bench.main(parse(bench.LatencyConfig, [*flags, flag]))

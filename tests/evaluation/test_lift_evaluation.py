@@ -12,6 +12,7 @@ from recipe_cases import CAMERAS, ROOT, load_script, recipe
 
 from deas_vla.bundle import open_bundle
 from deas_vla.cli import parse
+from deas_vla.data.episodes import load_episodes
 from deas_vla.envs.env import Observation
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.agents import PolicyPlanner, observation_batch
@@ -107,3 +108,59 @@ def test_candidates_without_a_critic_are_refused(tiny_dataset: Path, tmp_path: P
     base = recipe(tiny_dataset, tmp_path / "base", "--stages=[features]", "--policy.steps=0")
     with pytest.raises(DeasError, match="candidates 16 without a critic"):
         evaluate(f"--bundle={base}", "--episodes=1")
+
+
+@pytest.mark.slow
+def test_candidates_are_branched_and_asked_about_again(bundle: Path, tmp_path: Path) -> None:
+    script = load_script("eval/candidates.py")
+
+    def main(*flags: str) -> dict:
+        output = tmp_path / flags[0].rpartition("=")[2]
+        more = [f"--bundle={bundle}", f"--output_dir={output}", "--resamples=20", *flags[1:]]
+        script.main(parse(script.CandidatesConfig, more))
+        return json.loads((output / "results.json").read_text())
+
+    few = ["--candidates=2", "--episodes=1", "--repeats=1", "--stride=6", "--points=2"]
+    first = main("name=run", *few, "--workers=1")
+    decisions = first["data"]["decisions"]
+    assert first["data"] | {"decisions": 2} == {
+        "episodes": 1,
+        "decisions": 2,
+        "candidates": 2,
+        "repeats": 1,
+    }
+    assert 1 <= decisions <= 2
+    kept = next((tmp_path / "run" / "decisions").glob("*.npz")).stat().st_mtime_ns
+    metrics = {row["metric"] for row in first["rows"]}
+    assert {"within_state.concordance", "gain.best.2", "regret.uniform.2"} <= metrics
+    assert {"success.oracle.2", "proposed.success.bin_1_of_8"} <= metrics
+    for name in ("gains.png", "proposed.png", "report.html"):
+        assert (tmp_path / "run" / name).stat().st_size > 1000
+    assert main("name=run", *few, "--workers=1")["rows"] == first["rows"]
+    again = main("name=again", f"--decisions={tmp_path / 'run'}")
+    assert again["rows"] == first["rows"]
+    assert next((tmp_path / "run" / "decisions").glob("*.npz")).stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--candidates=1", r"candidates 1: use 2 or more"),
+        ("--budget=100", r"above the budget of 100: use"),
+        ("--repeats=0", r"repeats 0"),
+    ],
+)
+def test_branching_that_makes_no_sense_is_refused(flag: str, message: str) -> None:
+    script = load_script("eval/candidates.py")
+    with pytest.raises(DeasError, match=message):
+        script.main(parse(script.CandidatesConfig, [flag]))
+
+
+@pytest.mark.slow
+def test_rollouts_on_lift_are_collected(bundle: Path, tmp_path: Path) -> None:
+    script = load_script("recipes/collect_rollouts.py")
+    flags = [f"--bundle={bundle}", "--tasks=[Lift]", "--episodes=1", "--candidates=[1,2]"]
+    flags += ["--workers=1", f"--output_dir={tmp_path / 'rollouts'}"]
+    script.main(parse(script.CollectConfig, flags))
+    table = load_episodes("local/rollouts", tmp_path / "rollouts" / "dataset")
+    assert table.num_episodes == 2 and table.action.shape[1] == 7

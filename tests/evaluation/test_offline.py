@@ -4,19 +4,20 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from recipe_cases import load_script, recipe  # tests/training/recipe_cases.py
+from offline_cases import EVERY, G1, G2, H, PlainCritic, frame_critic
+from recipe_cases import load_script, recipe
 from scipy.stats import spearmanr
+from table_cases import make_table
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import parse
-from deas_vla.critic import CriticConfig, Normalizer, compute_statistics, make_critic
+from deas_vla.critic import CriticConfig, Normalizer, compute_statistics
 from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
@@ -36,88 +37,8 @@ from deas_vla.evaluation.offline.ranking import (
 )
 from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks, values_along
 from deas_vla.policies.groot import GrootVLA
-from deas_vla.training.candidates import sample_candidates
-from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints
-from deas_vla.training.config import CriticTrainingConfig, FeaturesConfig
-from deas_vla.training.critic import train_critic
-from deas_vla.training.critic_data import check_critic_data
-from deas_vla.training.divergence import LossWatch
+from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.features import extract_features
-from deas_vla.training.preemption import Preemption
-from deas_vla.training.run import Run
-
-H, G1, G2 = 4, 0.9, 0.99
-LENGTHS, OUTCOMES = (9, 12, 7, 10), (True, False, True, False)
-
-
-def make_table(
-    lengths: tuple[int, ...] = LENGTHS, outcomes: tuple[bool, ...] = OUTCOMES, seed: int = 0
-) -> EpisodeTable:
-    """Episodes in memory: 3-dim states, 2-dim actions; success at the last step."""
-    rng = np.random.default_rng(seed)
-    end, solved = np.cumsum(lengths), np.array(outcomes)
-    frames = int(end[-1])
-    last = np.zeros(frames, dtype=bool)
-    last[end - 1] = True
-    success = last & np.repeat(solved, lengths)
-    return EpisodeTable(
-        repo_id="test/memory",
-        root=Path("memory"),
-        fingerprint=f"content {seed}",
-        state=rng.normal(size=(frames, 3)).astype(np.float32),
-        action=rng.normal(size=(frames, 2)).astype(np.float32),
-        dataset_reward=success.astype(np.float32),
-        done=last,
-        success=success,
-        terminated=success.copy(),
-        truncated=last & ~success,
-        episode_index=np.repeat(np.arange(len(lengths)), lengths),
-        episode_start=(end - lengths).astype(np.int64),
-        episode_end=end.astype(np.int64),
-        episode_ids=np.arange(len(lengths)),
-        episode_success=solved,
-        task_index=np.zeros(frames, dtype=np.int64),
-        tasks=("task",),
-        image_keys=(),
-        fps=10.0,
-        state_names=("x", "y", "z"),
-        action_names=("dx", "dy"),
-    )
-
-
-class PlainCritic:
-    """Q is the mean action of a chunk, V the first state: known without any network."""
-
-    def __init__(self, v_min: float = -100.0, v_max: float = 0.0) -> None:
-        self.config = CriticConfig(
-            feature_dim=2,
-            state_dim=3,
-            action_dim=2,
-            horizon=H,
-            g1=G1,
-            g2=G2,
-            v_min=v_min,
-            v_max=v_max,
-        )
-        self.normalizer = SimpleNamespace(state_mean=torch.zeros(3))
-
-    def value(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        return state[:, 0]
-
-    def score(
-        self, feature: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
-    ) -> torch.Tensor:
-        return actions.mean((2, 3))
-
-
-def frame_critic(table: EpisodeTable, **bounds: float) -> FrameCritic:
-    features = np.zeros((table.num_frames, 2), dtype=np.float16)
-    critic: Any = PlainCritic(**bounds)
-    return FrameCritic(critic, table, features)
-
-
-EVERY = np.arange(len(LENGTHS))
-
 
 # ---- which episodes ------------------------------------------------------------------------------
 
@@ -366,130 +287,7 @@ def test_win_rate_counts_rivals_and_halves_ties() -> None:
     assert np.isnan(mean_over(won[3:], chunks.episode[3:], rng(), 10).value)
 
 
-# ---- a loss that is not finite, and data that cannot be trained on -------------------------------
-
-
-class OneCheckpoint:
-    """Stands for a stage's checkpoints: the watch asks for the newest alone."""
-
-    newest: Path | None = None
-
-
-def watch(tmp_path: Path) -> tuple[LossWatch, OneCheckpoint, torch.nn.Module]:
-    critic = make_critic(
-        CriticConfig(state_dim=3, action_dim=2, horizon=H, hidden=[8], v_min=-1.0, v_max=0.0)
-    )
-    starts, found = np.arange(100) * 10, OneCheckpoint()
-    watching = LossWatch(
-        "critic", critic, starts, cast(Checkpoints, found), tmp_path, Accelerator(), "lower the lr"
-    )
-    return watching, found, critic
-
-
-def test_a_loss_that_is_not_finite_names_step_batch_and_checkpoint(tmp_path: Path) -> None:
-    watching, checkpoints, _ = watch(tmp_path)
-    watching.record(4, torch.tensor([1]), torch.tensor(0.5))
-    watching.check_weights()
-    checkpoints.newest = tmp_path / "step-00000005"
-    watching.record(5, torch.tensor([2]), torch.tensor(0.5))
-    watching.record(6, torch.arange(7, 20), torch.tensor(torch.inf))
-    watching.record(7, torch.tensor([3]), torch.tensor(torch.nan))
-    where = re.escape(str(checkpoints.newest))
-    message = rf"critic loss is inf at step 6 .*\[7, 8, .*last good checkpoint: {where}; lower"
-    with pytest.raises(DeasError, match=message) as caught:
-        watching.check()
-    assert "\n" not in str(caught.value)
-    batch = json.loads((tmp_path / "critic_nonfinite_batch.json").read_text())
-    assert batch["rows"] == list(range(7, 20)) and batch["first_frames"][0] == 70
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    watching, _, critic = watch(tmp_path)
-    with torch.no_grad():
-        next(critic.parameters()).fill_(torch.nan)  # finite losses do not make a critic good
-    watching.record(0, torch.tensor([1]), torch.tensor(0.5))
-    watching.check()
-    with pytest.raises(DeasError, match=r"weight .* is not finite at step 0 .*no checkpoint yet"):
-        watching.check_weights()
-
-
-def train(table: EpisodeTable, tmp_path: Path, **settings: Any) -> Any:
-    config = CriticTrainingConfig(
-        horizon=H, hidden=[16], steps=6, batch_size=8, log_every=2, **settings
-    )
-    features = rng().normal(size=(table.num_frames, 5)).astype(np.float16)
-    accelerator = Accelerator()
-    preemption, ignore = Preemption(accelerator), lambda metrics, step: None
-    run = Run(tmp_path, accelerator, preemption, CheckpointConfig(every=3), 0, ignore)
-    return train_critic(table, features, EVERY, EVERY[:2], config, run)
-
-
-def test_a_diverging_run_stops(tmp_path: Path) -> None:
-    with pytest.raises(
-        DeasError, match=r"critic loss is (nan|inf) at step \d .* lower --critic.lr"
-    ):
-        train(make_table(), tmp_path, lr=1e30, algorithm="iql")
-
-
-@pytest.mark.parametrize("algorithm", ["deas", "iql", "hlg", "evor"])
-def test_algorithms_without_a_policy_train(tmp_path: Path, algorithm: str) -> None:
-    critic = train(make_table(), tmp_path, algorithm=algorithm)
-    assert critic.config.algorithm == algorithm and not critic.training
-    (last,) = (tmp_path / "checkpoints/critic").glob("step-00000006")
-    assert -1 <= json.loads((last / "checkpoint.json").read_text())["metric"] <= 1
-
-
-def test_qc_without_policy_samples_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DeasError, match="needs policy samples"):
-        train(make_table(), tmp_path, algorithm="qc")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("column", ["state", "action", "dataset_reward"])
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, column: str, bad: float) -> None:
-    table = make_table()
-    values = getattr(table, column).copy()
-    values[13] = bad
-    named = "reward is .* at frame 13 \\(episode 1\\)" if "reward" in column else column
-    with pytest.raises(DeasError, match=named):
-        train(
-            replace(table, **{column: values}), tmp_path, reward=RewardConfig("dataset"), v_min=-1.0
-        )
-
-
-def test_features_that_are_not_finite_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "test_offline.rng", lambda: SimpleNamespace(normal=lambda size: np.full(size, np.nan))
-    )
-    with pytest.raises(DeasError, match="features hold a NaN"):
-        train(make_table(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"algorithm": "sarsa"}, "critic.algorithm = 'sarsa'"),
-        ({"support": "fixed", "v_min": -1.0, "v_max": 0.0}, "does not contain the dataset's"),
-        ({"horizon": 30}, "holds a chunk of critic.horizon=30"),
-        ({"expectile": 1.0}, "critic.expectile = 1.0"),
-    ],
-)
-def test_what_the_critic_cannot_train_on_is_known_beforehand(
-    settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(DeasError, match=message):
-        config = CriticTrainingConfig(**{"horizon": H, **settings})
-        check_critic_data(make_table(), np.array([1, 3]), config)  # neither ends by success
-
-
 # ---- the recipe and the command ------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recipe(tiny_dataset, tmp_path_factory.mktemp("offline") / "bundle")
 
 
 def evaluate(bundle: Path, dataset: Path, output: Path, *more: str) -> dict[str, Any]:
@@ -508,9 +306,6 @@ def test_the_command_leaves_a_report(bundle: Path, tiny_dataset: Path, tmp_path:
     wanted |= {"separation.auc_at_0.5", "ranking.another_episode", "ranking.time-shifted"}
     assert wanted | {"ranking.noise_0.3", "ranking.policy_samples.failures"} <= rows.keys()
     assert all(row.keys() == {"metric", "value", "ci95"} for row in record["rows"])
-    for row in rows.values():
-        if row["metric"].startswith(("separation", "ranking")) and row["value"] is not None:
-            assert 0 <= row["ci95"][0] <= row["value"] <= row["ci95"][1] <= 1, row
     page = (tmp_path / "out/report.html").read_text()
     for rival in ("another episode", "time-shifted", "noise 0.1", "noise 0.3", "policy samples"):
         assert f"<td>{rival}</td>" in page
@@ -519,6 +314,55 @@ def test_the_command_leaves_a_report(bundle: Path, tiny_dataset: Path, tmp_path:
     assert [picture.stem for picture in pictures] == names.split()
     assert page.count("data:image/png;base64,") == 6
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it opens alone
+
+
+def test_the_commands_numbers_by_hand(bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """Two episodes, a success and a failure: every interval of theirs can be told beforehand."""
+    record = evaluate(bundle, tiny_dataset, tmp_path, "--resamples=200")
+    rows = {row["metric"]: (row["value"], *row["ci95"]) for row in record["rows"]}
+    table, policy = load_episodes("test/tiny", tiny_dataset), open_bundle(bundle)
+    critic, horizon = policy.critic, policy.critic.config.horizon
+    pooled = extract_features(
+        policy.vla, table, FeaturesConfig(), bundle / "cache", Accelerator(), keep_tokens=False
+    ).pooled
+    feature, state = torch.from_numpy(np.array(pooled)).float(), torch.from_numpy(table.state)
+    solved, failed = sorted(record["data"]["episodes"], key=lambda e: not table.episode_success[e])
+
+    def value(episode: int, fraction: float) -> float:
+        steps = int(table.episode_lengths[episode])
+        at = [int(table.episode_start[episode]) + int(np.rint(fraction * (steps - 1)))]
+        return float(critic.value(feature[at], state[at]))
+
+    def score(at: int, donor: int) -> float:
+        chunk = torch.from_numpy(table.action[donor : donor + horizon])
+        return float(critic.score(feature[[at]], state[[at]], chunk[None, None]))
+
+    with torch.no_grad():
+        for fraction in np.linspace(0, 1, 11):
+            won = float(value(solved, fraction) > value(failed, fraction))
+            assert rows[f"separation.auc_at_{fraction:.1f}"] == (won, won, won)
+
+        shifted, chunks = {}, {}
+        for group, episode in (("successes", solved), ("failures", failed)):
+            start, length = (int(x[episode]) for x in (table.episode_start, table.episode_lengths))
+            whole = range(start, start + length - horizon + 1)
+            chunks[group] = len(whole)
+            rates = []
+            for at in whole:
+                donors = [d for d in (at - horizon, at + horizon) if d in whole]
+                won_all = [score(at, at) > score(at, donor) for donor in donors]
+                rates += [np.mean(won_all)] if donors else []
+            shifted[group] = rates
+        for group, rates in shifted.items():
+            expected = pytest.approx(np.mean(rates)) if rates else None
+            assert rows[f"ranking.time-shifted.{group}"][0] == expected
+
+    for name in ("another_episode", "noise_0.1", "noise_0.3", "noise_1", "policy_samples"):
+        each = [rows[f"ranking.{name}.{group}"] for group in chunks]
+        assert all(value == low == high for value, low, high in each)  # one episode only
+        share = [value for value, _, _ in each]
+        mean = np.average(share, weights=list(chunks.values()))
+        assert rows[f"ranking.{name}"] == pytest.approx((mean, min(share), max(share)))
 
 
 def test_the_command_refuses_what_was_trained_on(
@@ -530,29 +374,6 @@ def test_the_command_refuses_what_was_trained_on(
         evaluate(bundle, tiny_dataset, tmp_path / "out", f"--episodes=[{trained}]")
     with pytest.raises(DeasError, match="resamples 0: use 1 or more"):
         evaluate(bundle, tiny_dataset, tmp_path / "out", "--resamples=0")
-
-
-def test_candidates_depend_on_frame_and_seed_alone(bundle: Path, tiny_dataset: Path) -> None:
-    policy, table = open_bundle(bundle), load_episodes("test/tiny", tiny_dataset)
-    encodings = extract_features(
-        policy.vla, table, FeaturesConfig(), bundle / "cache", Accelerator(), keep_tokens=True
-    )
-
-    def sample(frames: list[int], candidates: int, seed: int = 0) -> torch.Tensor:
-        return sample_candidates(
-            policy.vla,
-            encodings,
-            table,
-            np.array(frames),
-            candidates=candidates,
-            horizon=8,
-            seed=seed,
-        )
-
-    several = sample([3, 20, 40], 4)
-    assert several.shape == (3, 4, 8, 7) and bool(several.isfinite().all())
-    torch.testing.assert_close(sample([20], 2)[0], several[1, :2], atol=1e-5, rtol=0)
-    assert not torch.allclose(sample([20], 2, seed=1)[0], several[1, :2], atol=1e-3)
 
 
 @pytest.mark.slow
@@ -573,14 +394,3 @@ def test_every_algorithm_goes_through_recipe_bundle_and_evaluation(
     assert bool(asked) == (algorithm == "qc")
     record = evaluate(output, tiny_dataset, tmp_path / "out", cache)
     assert record["algorithm"] == algorithm
-
-
-def test_an_adapter_of_another_split_is_refused(
-    bundle: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache"))
-    with pytest.raises(DeasError, match="statistics of another dataset or split"):
-        recipe(tiny_dataset, copy, "--stages=[features,critic]", "--dataset.holdout=0")

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from groot_cases import CAMERAS, NANO, ROOT, config, observation
 
 from deas_vla.errors import DeasError
-from deas_vla.policies.config import VLAConfig, load_vla
+from deas_vla.policies.config import load_vla
 from deas_vla.policies.groot import GrootVLA
 
-ROOT = Path(__file__).parents[2]
-NANO = ROOT / "deas_vla/assets/groot_nano"
-CAMERAS = ["observation.images.agentview", "observation.images.eye_in_hand"]
 HEAD_INPUTS = (
     "input_ids",
     "attention_mask",
@@ -24,30 +22,9 @@ HEAD_INPUTS = (
 )
 
 
-def config(path: Path = NANO, **changes: object) -> VLAConfig:
-    values = {
-        "path": str(path),
-        "embodiment": "robosuite_panda",
-        "image_keys": CAMERAS,
-        "state_dim": 9,
-        "action_dim": 7,
-    }
-    return VLAConfig(**(values | changes))
-
-
 @pytest.fixture(scope="module")
 def vla() -> GrootVLA:
     return load_vla(config())
-
-
-def observation(batch: int, seed: int = 0) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-    pictures = {
-        key: torch.randint(0, 255, (batch, 3, 64, 64), dtype=torch.uint8, generator=generator)
-        for key in CAMERAS
-    }
-    state = torch.randn(batch, 9, generator=generator) * 0.1
-    return {**pictures, "observation.state": state, "task": ["lift the red cube"] * batch}
 
 
 def test_one_candidate_is_the_base_policy_bit_for_bit(vla: GrootVLA) -> None:
@@ -81,7 +58,7 @@ def test_sampling_leaves_the_global_generator_alone(vla: GrootVLA) -> None:
 def test_actions_survive_normalising_and_decoding(vla: GrootVLA) -> None:
     action = torch.rand(2, 16, 7, generator=torch.Generator().manual_seed(2)) * 1.6 - 0.8
     targets = vla.preprocess_targets(torch.zeros(2, 9), action, torch.ones(2, 16, dtype=torch.bool))
-    decoded = vla.decode(targets["action"][:, None])[:, 0]
+    decoded = vla.decode(targets["action"][:, None], torch.zeros(2, 9))[:, 0]
     statistics = json.loads((NANO / "statistics.json").read_text())["robosuite_panda"]["action"]
     low = torch.tensor([x for group in statistics.values() for x in group["min"]])
     high = torch.tensor([x for group in statistics.values() for x in group["max"]])
@@ -120,7 +97,9 @@ def test_new_embodiment_is_normalised_by_the_dataset() -> None:
     action = torch.tensor([[[-2.0, 0.0, 2.0]]]).expand(1, 16, 3)
     targets = vla.preprocess_targets(torch.zeros(1, 5), action, torch.ones(1, 16, dtype=torch.bool))
     assert targets["action"][0, 0, :3].tolist() == [-1.0, 0.0, 1.0]
-    torch.testing.assert_close(vla.decode(targets["action"][:, None])[:, 0], action)
+    torch.testing.assert_close(
+        vla.decode(targets["action"][:, None], torch.zeros(1, 5))[:, 0], action
+    )
     both = observation(1) | {"observation.state": torch.zeros(1, 5)}
     assert vla.sample(vla.encode(both), torch.zeros(1, 1, 16, 8)).shape == (1, 1, 16, 3)
 

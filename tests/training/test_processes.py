@@ -16,6 +16,7 @@ from deas_vla.bundle import open_bundle
 
 RECIPE = ROOT / "recipes/finetune_groot.py"
 SHARDED = Path(__file__).with_name("fsdp_on_cpu.py")
+LATE = Path(__file__).with_name("late_rank.py")
 LONG = ["--critic.steps=200", "--checkpoint.every=20"]
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def on_processes(
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/training'}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": "1",
             **environment,
@@ -116,3 +117,15 @@ def test_fsdp_trains_resumes_and_leaves_the_adapter_of_ddp(
     assert open_bundle(output).critic is None
     with pytest.raises(AssertionError, match="FSDP shards the policy, a critic is too small"):
         on_processes(1, SHARDED, *flags(tiny_dataset, output))
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_a_process_that_looks_late_takes_its_own_share(
+    tiny_dataset: Path, tmp_path: Path, late: str
+) -> None:
+    """Every episode is computed, whoever is slow to see what is missing."""
+    features = ["--stages=[features]", "--policy.steps=0"]
+    done = on_processes(2, LATE, *flags(tiny_dataset, tmp_path / "run"), *features, LATE_RANK=late)
+    assert "features: 6 of 6 episodes to compute" in done.stdout
+    (cache,) = (tmp_path / "run" / "cache").glob("pooled-*/features.npy")
+    assert np.load(cache, mmap_mode="r").any(axis=1).all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,8 +180,6 @@ def test_filtered_behaviour_cloning_uses_successes_only(tiny_dataset: Path) -> N
 
 def drop_column(root: Path, copy: Path, *columns: str) -> Path:
     """The same dataset without some columns."""
-    import shutil
-
     import pyarrow.parquet as parquet
 
     shutil.copytree(root, copy)
@@ -245,17 +244,19 @@ def test_datasets_that_do_not_fit_are_refused(tiny_dataset: Path, tmp_path: Path
         recipe(tmp_path / "empty", tmp_path / "run")
 
 
-def test_failed_run_leaves_the_good_bundle(bundle: Path, tiny_dataset: Path) -> None:
-    before = read_manifest(bundle)["files"]
+def test_failed_run_leaves_the_good_bundle(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"  # a failed run leaves its word that it was interrupted
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache", "logs"))
+    before = read_manifest(copy)["files"]
     with pytest.raises(DeasError):
-        recipe(tiny_dataset, bundle, "--critic.horizon=17")
-    assert read_manifest(bundle)["files"] == before
+        recipe(tiny_dataset, copy, "--critic.horizon=17")
+    assert read_manifest(copy)["files"] == before
 
 
 @pytest.mark.parametrize("harm", ["missing", "altered", "no manifest"])
 def test_half_written_bundle_is_refused(bundle: Path, tmp_path: Path, harm: str) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache", "logs"))
     victim = copy / "critic/model.safetensors"
@@ -280,3 +281,12 @@ def test_script_prints_one_line_and_fails(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stderr.strip().splitlines()[-1].startswith("error: dataset root /nowhere")
     assert "Traceback" not in run.stderr
+
+
+def test_an_adapter_of_another_split_is_refused(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache"))
+    with pytest.raises(DeasError, match="statistics of another dataset or split"):
+        recipe(tiny_dataset, copy, "--stages=[features,critic]", "--dataset.holdout=0")

@@ -30,6 +30,7 @@ from deas_vla.errors import DeasError
 
 FPS = 20  # RoboCasa's control frequency, Hz
 EMBODIMENT = "robocasa_panda_omron"
+ROBOT_TYPE = "PandaOmron"  # of its datasets
 
 # The 12 action dimensions, in the order of LeRobot's and RoboCasa's datasets.
 ACTION_PARTS = {

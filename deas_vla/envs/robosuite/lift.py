@@ -14,6 +14,7 @@ from deas_vla.envs.packages import import_package
 from deas_vla.envs.robosuite.state import SimulatorState, restore_state, save_state
 from deas_vla.errors import DeasError
 
+ROBOT_TYPE = "panda"  # of its datasets
 _STATE_NAMES = (
     *(f"eef_pos.{axis}" for axis in "xyz"),
     *(f"eef_quat.{axis}" for axis in "xyzw"),

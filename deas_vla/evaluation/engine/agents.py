@@ -1,7 +1,7 @@
 """A policy as the planner of many simulators."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.planning import Look
 from deas_vla.guidance.guided import Decision, ValueGuidedPolicy
 from deas_vla.guidance.noise import CandidateNoise
-from deas_vla.policies.vla import VLASpec
+from deas_vla.policies.vla import VLA, VLASpec
 
 
 class PolicyPlanner:
@@ -40,16 +40,50 @@ class PolicyPlanner:
             # Simulators want the cores; threads that wait for each other are many times slower.
             torch.set_num_threads(1)
 
+    def start(self, candidates: int, world: int = 1) -> int:
+        """Make the policy ready before the first episode: memory, compilation, latency budget.
+
+        Args:
+            candidates: The largest number of candidates.
+            world: Processes that share the evaluation.
+
+        Returns:
+            The largest number to use: fewer, where a latency budget does not allow as many.
+
+        Raises:
+            DeasError: As `ValueGuidedPolicy.start`; or a budget, and processes that would each
+                find another number.
+        """
+        speed = self.policy.config.speed
+        if speed.budget_ms > 0 and world > 1:
+            raise DeasError(
+                f"guidance.budget_ms {speed.budget_ms} in {world} processes, which would each find "
+                "another number of candidates: use one process, or --candidates alone"
+            )
+        return self.policy.start(blank_batch(self.policy.vla, self.batch_size), candidates)
+
     def plan(self, looks: Sequence[Look]) -> list[Plan]:
+        """One plan per look; those that go on from an earlier chunk are decided apart."""
+        first = [look for look in looks if look.rest is None]
+        later = [look for look in looks if look.rest is not None]
+        plans = {id(look): plan for group in (first, later) for look, plan in self._decide(group)}
+        return [plans[id(look)] for look in looks]
+
+    def _decide(self, looks: Sequence[Look]) -> Iterator[tuple[Look, Plan]]:
+        if not looks:
+            return
         filled = [*looks, *[looks[-1]] * (self.batch_size - len(looks))]  # B
         streams = CandidateNoise([x.seed for x in filled], [x.plan for x in filled])
         batch = observation_batch([x.observation for x in filled])
-        decision = self.policy.decide(batch, streams, looks[0].candidates)
-        chunks = decision.chunk[:, : self.policy.config.n_action_steps]  # (B, h, A)
-        actions = chunks.cpu().numpy().astype(np.float32)
-        return [
-            Plan(actions[row], _info(decision, row, look.keep)) for row, look in enumerate(looks)
-        ]
+        rests = [x.rest for x in filled if x.rest is not None]
+        rest = torch.from_numpy(np.stack(rests)) if rests else None  # (B, T, A)
+        decision = self.policy.decide(batch, streams, looks[0].candidates, rest)
+        chunks = decision.chunk.cpu().numpy().astype(np.float32)  # (B, H, A)
+        steps = self.policy.config.n_action_steps
+        warm = self.policy.config.speed.warm_every > 0
+        for row, look in enumerate(looks):
+            rest_of_it = chunks[row, steps:] if warm else None
+            yield look, Plan(chunks[row, :steps], _info(decision, row, look.keep), rest_of_it)
 
 
 def _info(decision: Decision, row: int, keep: bool) -> dict[str, Any]:
@@ -75,6 +109,16 @@ def observation_batch(observations: Sequence[Observation]) -> dict[str, Any]:
     batch[STATE_KEY] = torch.from_numpy(np.stack([o.state for o in observations]))
     batch["task"] = [o.task for o in observations]
     return batch
+
+
+def blank_batch(vla: VLA, batch: int) -> dict[str, Any]:
+    """Black pictures, a state of zeros and no instruction, B of each: for what only takes time."""
+    height, width = vla.image_size
+    pictures = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+    state = torch.zeros(batch, vla.spec.state_dim)
+    return {
+        **dict.fromkeys(vla.spec.image_keys, pictures), STATE_KEY: state, "task": [""] * batch
+    }  # fmt: skip
 
 
 def check_embodiment(policy: VLASpec, env: EnvSpec, source: str) -> None:

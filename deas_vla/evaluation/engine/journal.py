@@ -75,6 +75,7 @@ def identity(policy: "ValueGuidedPolicy", env: object) -> dict[str, Any]:
     return {
         "policy_revision": policy.revision(),
         "selection": vars(policy.config.selection),
+        **{f"guidance.{name}": value for name, value in vars(policy.config.speed).items()},
         "n_action_steps": policy.config.n_action_steps,
         **{f"env.{name}": value for name, value in vars(env).items() if name != "task"},
         "simulator": versions,

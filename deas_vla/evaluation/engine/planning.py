@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deas_vla.envs.env import Observation
 from deas_vla.envs.rollout import Plan
 
@@ -19,6 +22,8 @@ class Look:
         candidates: N.
         keep: Whether the plan brings all candidates and what the critic saw with it, as arrays in
             ``info``: ``candidates`` (N, H, A), ``feature`` (F,), ``state`` (S,).
+        rest: float32 (T, A), the ``rest`` of the episode's last plan, that new candidates may go
+            on from.
     """
 
     observation: Observation
@@ -26,6 +31,7 @@ class Look:
     plan: int
     candidates: int
     keep: bool = False
+    rest: NDArray[np.float32] | None = None
 
 
 class Planner(Protocol):

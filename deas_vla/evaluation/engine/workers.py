@@ -17,6 +17,9 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deas_vla.envs.env import EnvSpec, SimEnv
 from deas_vla.envs.rollout import Episode, Plan, rollout
 from deas_vla.errors import DeasError
@@ -312,11 +315,14 @@ class RemoteAgent:
 
     def reset(self, seed: int) -> None:
         self._seed, self._plans = seed, 0
+        self._rest: NDArray[np.float32] | None = None
 
     def plan(self, env: SimEnv) -> Plan:
-        look = Look(env.observe(), self._seed, self._plans, self._candidates)
+        look = Look(env.observe(), self._seed, self._plans, self._candidates, rest=self._rest)
         self._plans += 1
-        return self.ask(look)
+        plan = self.ask(look)
+        self._rest = plan.rest
+        return plan
 
     def ask(self, look: Look) -> Plan:
         """The planner's answer to any look."""

@@ -23,6 +23,11 @@ class Rivals:
     row: Indices
     chunk: NDArray[np.float32]
 
+    def of(self, chosen: NDArray[np.bool_]) -> "Rivals":
+        """Only those of the chosen chunks, bool (M,)."""
+        keep = chosen[self.row]
+        return Rivals(self.row[keep], self.chunk[keep])
+
 
 def dataset_rivals(
     chunks: ScoredChunks,

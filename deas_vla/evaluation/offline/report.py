@@ -19,6 +19,9 @@ HEADLINES = {
     "separation.auc_at_0.5": "AUC of V, success against failure, at half the episode",
     "ranking.another_episode": "Dataset chunk above one of another episode",
     "ranking.policy_samples": "Dataset chunk above the policy's samples",
+    "ranking.another_episode.successes": "The same as the first, within successes",
+    "tails.policy": "Error where the task is being solved, policy's tails",
+    "tails.hold": "The same, last action held",
 }
 
 Row = dict[str, Any]  # `Estimate.row`
@@ -56,12 +59,18 @@ def ranking_rows(found: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
     ]
 
 
+def tail_rows(found: Mapping[str, Estimate]) -> list[Row]:
+    """Of `tail_errors`: ``tails.<kind>``, a share of the support."""
+    return [estimate.row(f"tails.{kind}") for kind, estimate in found.items()]
+
+
 def text(row: Row) -> str:
     """A row's value and interval; rates in percent."""
     if row["value"] is None:
         return "not defined on these episodes"
-    scale, unit = (100, " %") if row["metric"].startswith("ranking") else (1, "")
-    digits = 0 if unit else 2
+    metric = row["metric"]
+    scale, unit = (100, " %") if metric.startswith(("ranking", "tails")) else (1, "")
+    digits = 1 if metric.startswith("tails") else 0 if unit else 2
     value, low, high = (scale * x for x in (row["value"], *row["ci95"]))
     return f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -91,6 +100,7 @@ def write_report(
         + _calibration(rows, found, output)
         + _separation(output)
         + _ranking(rows, output)
+        + _tails(rows)
         + _episodes(pictured, output)
     )
     write_page(f"Critic of {record['config']['bundle']}", body, output / "report.html")
@@ -147,6 +157,18 @@ def _ranking(rows: Mapping[str, str], output: Path) -> str:
 the dataset's chunk is no model to follow: a good critic need not prefer it there.</p>
 {html_picture(output / "ranking.png", "share of rivals beaten")}
 {html_table(["rival", "all chunks", "of successes", "of failures"], cells)}"""
+
+
+def _tails(rows: Mapping[str, str]) -> str:
+    cells = [[name.removeprefix("tails."), rows[name]] for name in rows if name.startswith("tails")]
+    if not cells:
+        return ""
+    return f"""
+<h2>Where the task is being solved</h2>
+<p>Mean |Q - return|, a share of the support, of chunks with success inside, by what stands behind
+the terminal step: the last action held, steps of other chunks, one other chunk, what the policy
+proposes there; zero is a constant that no policy proposes.</p>
+{html_table(["tail", "error (95 % interval)"], cells)}"""
 
 
 def _episodes(pictured: Mapping[str, str], output: Path) -> str:

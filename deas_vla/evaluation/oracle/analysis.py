@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from deas_vla.critic.base import Critic
+from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline.intervals import Estimate, Floats, Indices, bootstrap, mean_over
 from deas_vla.evaluation.offline.metrics import spearman
 from deas_vla.evaluation.oracle.branching import DecisionPoint
@@ -56,8 +57,17 @@ def score_decisions(critic: Critic, branched: Sequence[Branched]) -> Decisions:
     Args:
         critic: In evaluation mode.
         branched: Episodes with the same N and R.
+
+    Raises:
+        DeasError: They are of runs with different N or R.
     """
     points: list[DecisionPoint] = [point for each in branched for point in each.points]
+    shapes = sorted({point.success.shape for point in points})
+    if len(shapes) > 1:
+        raise DeasError(
+            f"decisions of {shapes} candidates and continuations are not of one run: "
+            "give each its own --output_dir"
+        )
     episode = np.repeat(np.arange(len(branched)), [len(each.points) for each in branched])
     device = critic.normalizer.state_mean.device
     stacked = lambda name: torch.from_numpy(np.stack([getattr(p, name) for p in points]))  # noqa: E731

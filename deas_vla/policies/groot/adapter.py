@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from deas_vla.policies.groot.checkpoint import (
     statistics,
     valid_horizon,
 )
+from deas_vla.policies.groot.flow import Flow
 from deas_vla.policies.groot.processors import (
     build_processors,
     image_size,
     processor_settings,
     quiet,
+    reference_state,
 )
-from deas_vla.policies.vla import Encoding, VLASpec
+from deas_vla.policies.vla import Encoding, Tail, VLASpec
 
 _BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
 
@@ -58,6 +61,7 @@ class GrootVLA:
         self.model = model
         self.preprocessor = preprocessor
         self.postprocessor = postprocessor
+        self.flow = Flow()
         self.name_or_path = name_or_path
         self._spec = spec
 
@@ -126,6 +130,37 @@ class GrootVLA:
                 dtype=dtype,
                 **overrides,
             ).to(device)
+        return cls.assemble(
+            model,
+            root,
+            backbone,
+            embodiment=embodiment,
+            image_keys=image_keys,
+            state_dim=state_dim,
+            action_dim=action_dim,
+            dataset_stats=dataset_stats,
+            name_or_path=str(path),
+        )
+
+    @classmethod
+    def assemble(
+        cls,
+        model: Any,
+        root: Path,
+        backbone: str,
+        *,
+        embodiment: str,
+        image_keys: tuple[str, ...],
+        state_dim: int,
+        action_dim: int,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        name_or_path: str,
+    ) -> "GrootVLA":
+        """A loaded ``GR00TN17``, frozen, with the processors of ``root`` and ``backbone``.
+
+        Arguments as of :meth:`from_pretrained`; ``backbone`` is where tokenizer and image
+        processor come from.
+        """
         model.requires_grad_(False).eval()
         preprocessor, postprocessor = build_processors(
             root,
@@ -136,7 +171,7 @@ class GrootVLA:
             state_dim=state_dim,
             action_dim=action_dim,
             dataset_stats=dataset_stats,
-            device=device,
+            device=str(model.device),
         )
         vision = model.backbone.model.config.vision_config
         pixels = vision.patch_size * vision.spatial_merge_size  # of one token, either way
@@ -151,7 +186,7 @@ class GrootVLA:
             token_dim=model.config.backbone_embedding_dim,
             tokens_per_image=(height // pixels, width // pixels),
         )
-        return cls(model, preprocessor, postprocessor, spec, str(path))
+        return cls(model, preprocessor, postprocessor, spec, name_or_path)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -197,45 +232,50 @@ class GrootVLA:
         )
 
     @torch.no_grad()
-    def sample(self, encoding: Encoding, noise: Tensor) -> Tensor:
-        normalised = self.sample_normalised(encoding, noise)  # (B, N, H, A_model)
-        return self.decode(normalised)
+    def sample(self, encoding: Encoding, noise: Tensor, tail: Tail | None = None) -> Tensor:
+        if tail is not None:
+            tail = replace(tail, actions=self._normalised_tail(encoding, tail.actions))
+        return self.decode(self.sample_normalised(encoding, noise, tail), encoding.state)
 
-    def sample_normalised(self, encoding: Encoding, noise: Tensor) -> Tensor:
+    @torch.no_grad()
+    def sample_normalised(
+        self, encoding: Encoding, noise: Tensor, tail: Tail | None = None
+    ) -> Tensor:
         """Denoise ``noise`` (B, N, H, A_model) to chunks in the policy's own normalisation.
 
-        GR00T draws its noise from torch's global generator. Its real-time-chunking entry takes a
-        prefix of the trajectory instead: a prefix over the whole horizon, none of it frozen and
-        blended at full strength at once, is exactly "start from this noise".
+        ``tail``, where there is one, is in that normalisation and as long as the noise.
         """
-        head, dtype, device = self.groot.action_head, self.groot.dtype, self.groot.device
-        batch, candidates, horizon, _ = noise.shape
-        features = head._encode_features(*self._head_inputs(encoding))
-        repeat = lambda x: x.repeat_interleave(candidates, dim=0)  # noqa: E731 (B, ...) -> (B*N, ...)
-        out = head.get_action_with_features(
-            backbone_features=repeat(features.backbone_features),
-            state_features=repeat(features.state_features),
-            embodiment_id=repeat(encoding.inputs["embodiment_id"].to(device)),
-            backbone_output=_batch_feature(
-                image_mask=repeat(encoding.image_mask),
-                backbone_attention_mask=repeat(encoding.attention_mask),
-            ),
-            action_input={"action": noise.flatten(0, 1).to(device, dtype)},
-            options={
-                "action_horizon": horizon,
-                "rtc_overlap_steps": horizon,
-                "rtc_frozen_steps": 0,
-                "rtc_ramp_rate": 1e9,
-            },
-        )
-        return out["action_pred"].unflatten(0, (batch, candidates))  # (B, N, H, A_model)
+        backbone_output, action_input = self._head_inputs(encoding)
+        noise = noise.to(self.groot.device, self.groot.dtype)
+        return self.flow.sample(
+            self.groot.action_head, backbone_output, action_input, noise, tail
+        )  # (B, N, H, A_model)
 
-    def decode(self, normalised: Tensor) -> Tensor:
-        """Undo the policy's normalisation: (B, N, H, A_model) to float32 (B, N, H, A)."""
+    def decode(self, normalised: Tensor, state: Tensor) -> Tensor:
+        """Undo the policy's normalisation: (B, N, H, A_model) to float32 (B, N, H, A).
+
+        Relative actions are added to the raw ``state`` (B, S) of their own observation.
+        """
         batch, candidates = normalised.shape[:2]
-        chunks = self.postprocessor(normalised.flatten(0, 1).float())
+        with reference_state(self.postprocessor, state.repeat_interleave(candidates, dim=0)):
+            chunks = self.postprocessor(normalised.flatten(0, 1).float())
         chunks = chunks[..., : self.spec.action_horizon, : self.spec.action_dim]
         return chunks.unflatten(0, (batch, candidates)).to(torch.float32)
+
+    def compile(self) -> None:
+        self.flow = Flow(compile=True)
+
+    def _normalised_tail(self, encoding: Encoding, actions: Tensor) -> Tensor:
+        """A tail (B, T, A) in environment units as a whole normalised chunk (B, H, A_model).
+
+        Behind its end it holds its last action; what the embodiment does not use is zero.
+        """
+        horizon = self.spec.action_horizon
+        actions = actions[:, :horizon].cpu()
+        held = actions[:, -1:].expand(-1, horizon - actions.shape[1], -1)
+        actions = torch.cat([actions, held], dim=1)
+        valid = torch.ones(actions.shape[:2], dtype=torch.bool)
+        return self.preprocess_targets(encoding.state.cpu(), actions, valid)["action"]
 
     def flow_matching_loss(self, encoding: Encoding, action: Tensor, action_mask: Tensor) -> Tensor:
         """GR00T's flow-matching loss of the action head on frozen tokens.
@@ -279,7 +319,7 @@ class GrootVLA:
 
         Returns:
             ``state`` (B, 1, S_model), ``action`` and ``action_mask`` (B, H_model, A_model),
-            ``embodiment_id`` (B,).
+            ``embodiment_id`` (B,), ``raw_state`` (B, S).
         """
         batch = {
             "observation.state": state,
@@ -289,7 +329,8 @@ class GrootVLA:
         }
         with quiet():  # LeRobot would miss the cameras
             inputs = self.preprocess(batch)
-        return {key: inputs[key] for key in ("state", "embodiment_id", "action", "action_mask")}
+        kept = {key: inputs[key] for key in ("state", "embodiment_id", "action", "action_mask")}
+        return kept | {"raw_state": state}
 
     @staticmethod
     def encoding_from(batch: Mapping[str, Tensor]) -> Encoding:
@@ -299,7 +340,7 @@ class GrootVLA:
             attention_mask=batch["token_mask"],
             image_mask=batch["image_mask"],
             inputs={"state": batch["state"], "embodiment_id": batch["embodiment_id"]},
-            state=batch["state"].flatten(1),
+            state=batch["raw_state"],
         )
 
     def _head_inputs(self, encoding: Encoding) -> tuple[Any, Any]:

@@ -83,7 +83,17 @@ def check_fit(
     state_dim: int,
     action_dim: int,
 ) -> None:
-    """DeasError for dimensions or cameras that the checkpoint was not made for."""
+    """DeasError for dimensions or cameras that the checkpoint was not made for.
+
+    Also for one that looks at several pictures of a camera: an observation has one.
+    """
+    history = _modalities(root, embodiment).get("video", {}).get("delta_indices", [0])
+    if len(history) > 1:
+        raise DeasError(
+            f"embodiment '{embodiment}' of the checkpoint looks at {len(history)} pictures of each "
+            f"camera (delta_indices {history}), an observation holds one: use an embodiment with "
+            "one picture, or finetune under --policy.embodiment=new_embodiment"
+        )
     for name, dim in (("state", state_dim), ("action", action_dim)):
         most = config.get(f"max_{name}_dim", 132)
         if dim > most:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deas_vla.policies.groot.checkpoint import NO_REMOTE_CODE
 
@@ -97,6 +98,27 @@ def _encode_step(preprocessor: Any) -> Any:
 
     (step,) = (s for s in preprocessor.steps if isinstance(s, GrootN17VLMEncodeStep))
     return step
+
+
+@contextmanager
+def reference_state(postprocessor: Any, state: Tensor) -> Iterator[None]:
+    """Within it relative actions are decoded against ``state`` (M, S), a row per chunk.
+
+    LeRobot's step takes the state of the preprocessor's last call, whichever observation that was.
+    """
+    from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
+
+    steps = [s for s in postprocessor.steps if isinstance(s, GrootN17ActionDecodeStep)]
+    packs = [step.pack_step for step in steps if step.use_relative_action]
+    before = [pack._last_raw_state for pack in packs]
+    for pack in packs:
+        groups = pack._state_groups_from_tensor(state.detach().cpu().float())
+        pack._last_raw_state = {name: values.numpy() for name, values in groups.items()}
+    try:
+        yield
+    finally:
+        for pack, kept in zip(packs, before, strict=True):
+            pack._last_raw_state = kept
 
 
 @contextmanager

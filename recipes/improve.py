@@ -1,0 +1,236 @@
+"""Improve a bundle's critic in rounds: collect with it, train it on what came of it, measure.
+
+python recipes/improve.py --bundle outputs/quickstart --rounds=2 --episodes=150 \\
+  --output_dir outputs/improve
+
+Iterative value refinement for guided decoding (arXiv 2503.02368), on a robot. Each round rolls the
+policy out with the newest critic (half of the episodes as the base policy), adds them to all data
+so far, trains a critic anew, and compares it with the base policy on validation episodes. Only the
+new rollouts go through the backbone. Every step goes on where it stopped when the same command is
+given again; ROUND/bundle is a bundle like any other.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deas_vla.cli import make_output_dir, run
+from deas_vla.envs.robosuite.lift import ROBOT_TYPE
+from deas_vla.errors import DeasError
+from deas_vla.evaluation.lift import lift_run, lift_trials, open_on_lift
+from deas_vla.evaluation.results.rounds import round_rows, text_table, write_rounds
+from deas_vla.guidance.config import SelectionOverride
+from deas_vla.provenance import run_record
+
+if TYPE_CHECKING:  # every simulator process imports this file, and LeRobot takes long
+    from deas_vla.data.episodes import EpisodeTable
+    from deas_vla.evaluation.engine.launch import Launch
+
+
+@dataclass
+class ImproveConfig:
+    """How many rounds of how many episodes.
+
+    Attributes:
+        bundle: Where to start: policy, critic and its settings.
+        rounds: Collections, each followed by a critic trained anew.
+        episodes: Collected in each round, half of them with one candidate.
+        candidates: N of the guided half, and of the evaluation.
+        validation_episodes: Paired, of every round and of the start.
+        validation_seed: Of their set; choose another than a table's.
+        seed: Of the collected episodes, the hold-out and the critics.
+        holdout: Share of the rollouts kept out of training.
+        critic_steps: Updates of each round's critic; the bundle's own number when 0.
+        selection: How one of the candidates is chosen, where not as the bundle says.
+        workers: Simulator processes.
+        batch_size: Observations per policy call; 1 on a CPU and 8 on a GPU when 0.
+        output_dir: Where everything goes, and where an interrupted run goes on.
+    """
+
+    bundle: Path = Path("outputs/quickstart")
+    rounds: int = 2
+    episodes: int = 150
+    candidates: int = 16
+    validation_episodes: int = 60
+    validation_seed: int = 2000
+    seed: int = 0
+    holdout: float = 0.1
+    critic_steps: int = 0
+    selection: SelectionOverride = field(default_factory=SelectionOverride)
+    workers: int = 2
+    batch_size: int = 0
+    output_dir: Path = Path("outputs/improve")
+
+    def check(self) -> None:
+        """DeasError for a value without meaning."""
+        for name, least in (("rounds", 1), ("episodes", 2), ("candidates", 2), ("workers", 1)):
+            if getattr(self, name) < least:
+                raise DeasError(f"{name} {getattr(self, name)}: use {least} or more")
+        if self.episodes % 2:
+            raise DeasError(f"episodes {self.episodes}: use an even number, half for each policy")
+        if not 0 <= self.holdout < 1:
+            raise DeasError(f"holdout {self.holdout}: use a share of at least 0 and below 1")
+
+
+def main(config: ImproveConfig) -> None:
+    started = time.time()
+    config.check()
+
+    from deas_vla.bundle import MANIFEST
+    from deas_vla.evaluation.engine.launch import Launch
+
+    launch = Launch()
+    if launch.world > 1:
+        raise DeasError("recipes/improve.py runs in one process: start it without accelerate")
+    output = make_output_dir(config.output_dir)
+    evaluate(config, launch, config.bundle, output / "round-0")
+    newest, rollouts = config.bundle, []
+    for number in range(1, config.rounds + 1):
+        directory = output / f"round-{number}"
+        rollouts.append(collect(config, launch, newest, number, directory))
+        if not (directory / "bundle" / MANIFEST).is_file():
+            retrain(config, launch.device, rollouts, directory)
+        newest = directory / "bundle"
+        evaluate(config, launch, newest, directory)
+    rows = round_rows(output, config.rounds, config.episodes, config.candidates)
+    write_rounds(run_record(config, started) | {"rows": rows}, output)
+    print(text_table(rows))
+    print(f"results in {output}")
+
+
+def collect(
+    config: ImproveConfig, launch: "Launch", bundle: Path, number: int, directory: Path
+) -> Path:
+    """This round's rollouts as a dataset; episodes and noise that no other round has."""
+    place = directory / "rollouts"
+    policy = open_on_lift(bundle, launch.device, config.selection)
+    seed = 1000 * (config.seed + 1) + number
+    trials = lift_trials([seed], config.episodes // 2, [1, config.candidates])
+    claimed = lift_run(
+        launch,
+        policy,
+        place,
+        trials,
+        workers=config.workers,
+        batch_size=config.batch_size,
+        repo_id="local/rollouts",
+        robot_type=ROBOT_TYPE,
+    )
+    claimed.collect("local/rollouts", ROBOT_TYPE)
+    return place / "dataset"
+
+
+def retrain(config: ImproveConfig, device: str, rollouts: Sequence[Path], directory: Path) -> None:
+    """A bundle of the same policy with a critic of all data so far."""
+    import draccus
+    import numpy as np
+    from accelerate import Accelerator
+
+    from deas_vla.bundle import open_bundle, read_manifest, write_bundle
+    from deas_vla.data.episodes import episode_digests, join_tables, load_episodes, split_episodes
+    from deas_vla.guidance.guided import ValueGuidedPolicy
+    from deas_vla.provenance import plain, provenance
+    from deas_vla.training.checkpoints import CheckpointConfig, recorded_run
+    from deas_vla.training.config import CriticTrainingConfig
+    from deas_vla.training.critic import train_critic
+    from deas_vla.training.preemption import Preemption
+    from deas_vla.training.run import Run
+
+    manifest = read_manifest(config.bundle)
+    settings = dict(manifest["config"]["critic"])
+    settings["inference"].pop("tau_q", None)
+    critic_config = draccus.decode(CriticTrainingConfig, settings)
+    if critic_config.support in ("smdp", "geometric", "data"):
+        critic_config.v_min = critic_config.v_max = None  # of the joined data
+    critic_config.steps = config.critic_steps or critic_config.steps
+    policy = open_bundle(config.bundle, device=device)
+    accelerator = Accelerator(cpu=device == "cpu")
+
+    trained = manifest["config"]["dataset"]
+    sources = [load_episodes(trained["repo_id"], trained["root"])]
+    sources += [load_episodes("local/rollouts", place) for place in rollouts]
+    # Each dataset has its own cache: a later round computes what is new.
+    places = [config.bundle / "cache", *(place.parent / "cache" for place in rollouts)]
+    features = [
+        features_of(policy, table, cache, accelerator)
+        for table, cache in zip(sources, places, strict=True)
+    ]
+    table = join_tables(sources)
+    out = np.isin(sources[0].episode_ids, manifest["data"]["held_out_episodes"])
+    held_out = [np.flatnonzero(out)]
+    train = [np.flatnonzero(~out)]
+    first = sources[0].num_episodes
+    for source in sources[1:]:
+        mine, aside = split_episodes(source, config.holdout, config.seed)
+        train.append(mine + first)
+        held_out.append(aside + first)
+        first += source.num_episodes
+    chosen, aside = np.concatenate(train), np.concatenate(held_out)
+
+    run_directory = directory / "training"
+    identity = {"critic": str(plain(critic_config)), "data": table.fingerprint, "seed": config.seed}
+    with (
+        Preemption(accelerator) as preemption,
+        recorded_run(run_directory, ["critic"], identity, True, accelerator),
+    ):
+        state = Run(
+            run_directory,
+            accelerator,
+            preemption,
+            CheckpointConfig(),
+            config.seed + len(rollouts),
+            lambda values, step: None,
+        )
+        critic = train_critic(table, np.concatenate(features), chosen, aside, critic_config, state)
+    record = {
+        **provenance(),
+        "config": manifest["config"] | {"critic": plain(critic_config)},
+        "improved_from": str(config.bundle),
+        "data": manifest["data"]
+        | {
+            "fingerprint": table.fingerprint,
+            "episodes": table.num_episodes,
+            "successful_episodes": int(table.episode_success.sum()),
+            "trained_episode_digests": episode_digests(table, chosen),
+            "held_out_episodes": table.episode_ids[aside].tolist(),
+            "rollouts": [str(place) for place in rollouts],
+        },
+    }
+    improved = ValueGuidedPolicy(policy.config, policy.vla, critic, policy.dataset_stats)
+    write_bundle(improved, directory / "bundle", record)
+
+
+def features_of(policy: Any, table: "EpisodeTable", cache: Path, accelerator: Any) -> Any:
+    """Pooled features of a dataset's frames, (T, F) float16; what is cached is not computed."""
+    from deas_vla.training.config import FeaturesConfig
+    from deas_vla.training.features import extract_features
+
+    pooling = FeaturesConfig(policy.config.pooling)
+    return extract_features(
+        policy.vla, table, pooling, cache, accelerator, keep_tokens=False
+    ).pooled
+
+
+def evaluate(config: ImproveConfig, launch: "Launch", bundle: Path, directory: Path) -> None:
+    """Base policy against best-of-N on the validation episodes, under ``directory``/eval."""
+    started = time.time()
+    policy = open_on_lift(bundle, launch.device, config.selection)
+    trials = lift_trials(
+        [config.validation_seed], config.validation_episodes, [1, config.candidates]
+    )
+    policy.check_candidates(config.candidates)
+    claimed = lift_run(
+        launch,
+        policy,
+        directory / "eval",
+        trials,
+        workers=config.workers,
+        batch_size=config.batch_size,
+    )
+    claimed.evaluate(f"Lift with {bundle}", config, 0, started)
+
+
+if __name__ == "__main__":
+    run(main, ImproveConfig)
