@@ -23,7 +23,7 @@ from deas_vla.cli import make_output_dir, run
 from deas_vla.envs.env import SimEnv
 from deas_vla.envs.gl import check_gl
 from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv
-from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks
+from deas_vla.envs.robocasa.tasks import choose_assets, resolve_tasks
 from deas_vla.envs.rollout import Plan, rollout
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.results.pages import html_table, write_page
@@ -39,6 +39,7 @@ class BenchConfig:
 
     Attributes:
         task: RoboCasa task.
+        assets: Whose kitchens: ``robocasa``, ``lite`` or ``auto``.
         episodes: Episodes, each run both ways.
         steps: Time limit of an episode.
         chunk: Steps between two looks.
@@ -48,6 +49,7 @@ class BenchConfig:
     """
 
     task: str = "CloseDrawer"
+    assets: str = "auto"
     episodes: int = 4
     steps: int = 96
     chunk: int = 16
@@ -56,7 +58,9 @@ class BenchConfig:
     output_dir: Path = Path("outputs/bench_rendering")
 
     def kitchen(self) -> KitchenConfig:
-        return KitchenConfig(task=self.task, image_size=self.image_size, horizon=self.steps)
+        return KitchenConfig(
+            task=self.task, assets=self.assets, image_size=self.image_size, horizon=self.steps
+        )
 
 
 class PixelAgent:
@@ -97,7 +101,7 @@ def measure(config: BenchConfig, seed: int) -> dict[str, dict[str, Any]]:
 def main(config: BenchConfig) -> None:
     started = time.time()
     (config.task,) = resolve_tasks([config.task])
-    check_assets([config.task])
+    config.assets = choose_assets(config.assets, [config.task])
     check_gl()
     output = make_output_dir(config.output_dir)
     spawn = multiprocessing.get_context("spawn")

@@ -10,9 +10,16 @@ from pathlib import Path
 from deas_vla.cli import run
 from deas_vla.envs.gl import check_gl
 from deas_vla.envs.robocasa.experts import SweepExpert, SweepExpertConfig, check_expert
-from deas_vla.envs.robocasa.kitchen import ROBOT_TYPE, KitchenConfig, KitchenEnv, kitchen_spec
-from deas_vla.envs.robocasa.tasks import check_assets, resolve_tasks
-from deas_vla.envs.rollout import Episode, rollout
+from deas_vla.envs.robocasa.kitchen import (
+    ROBOT_TYPE,
+    KitchenConfig,
+    KitchenEnv,
+    kitchen_spec,
+    scenes,
+)
+from deas_vla.envs.robocasa.manipulation import PLANNERS, ReachExpert, ReachExpertConfig
+from deas_vla.envs.robocasa.tasks import choose_assets, resolve_tasks
+from deas_vla.envs.rollout import Agent, Episode, rollout
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.workers import every_step
 from deas_vla.evaluation.recording import ScriptedConfig, episode_recorder, record_in_processes
@@ -32,7 +39,7 @@ class RecordConfig(ScriptedConfig):
     """What to record.
 
     Attributes:
-        tasks: Tasks in which a hinged part is to be closed.
+        tasks: Tasks in which a hinged part is to be closed, or that `ReachExpert` does.
         horizons: Steps until truncation of each; a sloppy episode lasts as long.
         kitchen: Kitchens and cameras; its task and horizon are set from the above.
     """
@@ -47,11 +54,19 @@ class RecordConfig(ScriptedConfig):
     output: Path = Path("outputs/kitchen_demos")
 
 
+def expert_of(task: str, sloppiness: float) -> Agent:
+    """The scripted expert for ``task``; DeasError where there is none."""
+    if task in PLANNERS:
+        return ReachExpert(ReachExpertConfig(sloppiness=sloppiness))
+    check_expert(task)
+    return SweepExpert(SweepExpertConfig(sloppiness=sloppiness))
+
+
 def record(sloppiness: float, job: tuple[KitchenConfig, int]) -> Episode:
     kitchen, seed = job
     env = KitchenEnv(kitchen)
     try:
-        expert = SweepExpert(SweepExpertConfig(sloppiness=sloppiness))
+        expert = expert_of(env.spec.name, sloppiness)
         return rollout(env, expert, seed, record_images=every_step)
     finally:
         env.close()
@@ -62,13 +77,15 @@ def main(config: RecordConfig) -> None:
     if len(tasks) != len(config.horizons):
         raise DeasError(f"horizons {config.horizons}: give one for each task of {tasks}")
     for task in tasks:
-        check_expert(task)
-    check_assets(tasks, config.kitchen.object_registries)
+        expert_of(task, config.sloppiness)
+    assets = choose_assets(config.kitchen.assets, tasks, config.kitchen.object_registries)
     check_gl()
     kitchens = [
-        replace(config.kitchen, task=task, horizon=horizon)
+        replace(config.kitchen, task=task, assets=assets, horizon=horizon)
         for task, horizon in zip(tasks, config.horizons, strict=True)
     ]
+    for kitchen in kitchens:
+        scenes(kitchen)
     spec = kitchen_spec(kitchens[0])
     recorder = episode_recorder(config.output, "deas_vla/kitchen_demos", spec, ROBOT_TYPE)
     jobs = [(kitchen, seed) for seed in config.seeds for kitchen in kitchens]

@@ -55,7 +55,7 @@ class ReachExpert:
         self._miss *= self._rng.uniform(0.8, 1.2)
         self._path: list[Waypoint] = []
         self._held: Vector | None = None
-        self._steps = 0
+        self._steps = self._waited = 0
 
     def plan(self, env: SimEnv) -> Plan:
         assert isinstance(env, KitchenEnv)
@@ -73,19 +73,18 @@ class ReachExpert:
         return Plan(np.clip(action, -1, 1).astype(np.float32)[None])
 
     def _advance(self, now: Pose) -> None:
+        """Drop the points that are reached and waited at, and those that take too long."""
         assert self._held is not None
         while self._path:
             goal = self._path[0]
-            if reached(goal, now, self._held) and goal.wait > 0:
-                self._path[0] = Waypoint(goal.at, goal.facing, goal.grip, 1e9, goal.wait)
-                self._steps = 0
-                return
-            if self._steps < goal.patience and not (
-                goal.within < 1e8 and reached(goal, now, self._held)
-            ):
+            if self._waited or reached(goal, now, self._held):
+                self._waited += 1
+                if self._waited <= goal.wait:
+                    return
+            elif self._steps < goal.patience:
                 return
             self._path.pop(0)
-            self._steps = 0
+            self._steps = self._waited = 0
 
 
 def check_reach_expert(task: str) -> None:
@@ -108,20 +107,24 @@ def _close_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     handle, out = _drawer(env)
     side = np.sign(handle[1])
     beside = np.array([0.0, side * miss * (0.5 * float(env.kitchen.drawer.width) + 0.06), 0.0])
-    before = handle + [-0.09, 0.0, 0.02] + beside
+    before = handle + [-0.09, 0.0, -0.03] + beside
     above = np.array([before[0], before[1], 0.42])
     through = before + [out + 0.14, 0.0, 0.0]
     lift = np.array([now.at[0] - 0.05, now.at[1], 0.45])
-    return [Waypoint(lift, within=0.05), Waypoint(above, within=0.04), Waypoint(before),
-            Waypoint(through, patience=80)]  # fmt: skip
+    return [
+        Waypoint(lift, within=0.05),
+        Waypoint(above, within=0.04),
+        Waypoint(before),
+        Waypoint(through, patience=80),
+    ]
 
 
 def _open_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """Take the handle from the front, fingers above and below it, and pull."""
     handle, out = _drawer(env)
-    forward = facing([0.8, 0.0, -0.6], [0.6, 0.0, 0.8])
+    forward = facing([1.0, 0.0, 0.0], [0.0, 0.0, -1.0])
     aim = handle + [0.0, 0.0, 0.07 * miss]
-    away = aim + [-0.12, 0.0, 0.09]
+    away = aim + [-0.12, 0.0, 0.0]
     pull = aim + [out - 0.42, 0.0, 0.02]
     return [
         Waypoint(away, forward, OPEN, within=0.03, patience=100),
@@ -131,7 +134,77 @@ def _open_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     ]
 
 
+def _turn_knob(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
+    """One stroke of the fist against the knob's bar; as many as it takes, one after another.
+
+    Seen from the robot a knob opens counter-clockwise. Its bar's upper end is pushed to the left to
+    turn on and to the right to turn off; an end that has sunk to the right is pushed further down,
+    until the other one comes up on the left. A sloppy stroke passes above the knob.
+    """
+    kitchen = env.kitchen
+    sim, prefix = kitchen.sim, kitchen.stove.naming_prefix
+    bar = sim.data.geom_xpos[sim.model.geom_name2id(f"{prefix}knob_{kitchen.knob}_main")]
+    at = from_base(env, bar) + [-0.01, 0.0, 0.06 * miss]  # clear of the panel behind the knob
+    down = facing([0.0, 0.0, -1.0], [0.0, 1.0, 0.0])
+    turned = sim.data.qpos[sim.model.get_joint_qpos_addr(f"{prefix}knob_{kitchen.knob}_joint")]
+    upper = (float(turned) + np.pi / 2) % np.pi - np.pi / 2  # angle of the upper end, left of up
+    if at[0] < 0.26:  # so near the arm cannot fold
+        return [Waypoint(now.at, drive=-0.5, patience=4)]
+    above = np.array([0.0, 0.0, 0.1])
+    if env.spec.name == "TurnOnStove":
+        first, last = at + [0.0, -0.055, 0.012], at + [0.0, 0.07, 0.012]
+    elif upper > -0.8:
+        first, last = at + [0.0, 0.06, 0.012], at + [0.0, -0.06, 0.012]
+    else:
+        first, last = at + [0.0, -0.032, 0.05], at + [0.0, -0.032, -0.015]
+    return [
+        Waypoint(first + above, down, within=0.02, patience=80),
+        Waypoint(first, down, within=0.01, speed=0.6, patience=40),
+        Waypoint(last, down, within=0.012, patience=40),
+        Waypoint(last + above, down, within=0.04, patience=20),
+    ]
+
+
+def _place_mug(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
+    """Take the mug below its rim, from the front and above, and put it under the dispenser.
+
+    The fingers close beside the handle or above it; the mug keeps its turn. A sloppy one aims
+    beside the mug.
+    """
+    kitchen = env.kitchen
+    sim, prefix = kitchen.sim, kitchen.coffee_machine.naming_prefix
+    mug = from_base(env, sim.data.body_xpos[kitchen.obj_body_id["obj"]])
+    site = from_base(
+        env, sim.data.site_xpos[sim.model.site_name2id(f"{prefix}receptacle_place_site")]
+    )
+    if mug[0] < 0.42:  # so near the hand cannot come down to it
+        return [Waypoint(now.at, grip=OPEN, drive=-0.5, patience=4)]
+    half = float(kitchen.objects["obj"].size[2]) / 2
+    tilted = facing([0.75, 0.0, -0.66], [0.0, 1.0, 0.0])
+    rim = np.array([0.0, 0.0, half - 0.012])
+    back = np.array([-0.10, 0.0, 0.09])  # along the fingers, away from what they hold
+    take = mug + rim + [0.0, 0.06 * miss, 0.0]
+    put = np.array([site[0], site[1], site[2] + half]) + rim
+    if np.linalg.norm(mug[:2] - site[:2]) < 0.04 and mug[2] < site[2] + half + 0.03:
+        return [Waypoint(now.at, tilted, OPEN, within=0.05, wait=6),
+                Waypoint(now.at + 3 * back, tilted, OPEN, within=0.03, patience=60)]  # fmt: skip
+    return [
+        Waypoint(take + 1.2 * back, tilted, OPEN, within=0.03, patience=80),
+        Waypoint(take, tilted, OPEN, within=0.015, speed=0.6, patience=30),
+        Waypoint(take, tilted, FIST, within=0.03, wait=8),
+        Waypoint(take + [-0.02, 0.0, 0.06], tilted, FIST, within=0.03),
+        Waypoint(put + [-0.16, 0.0, 0.05], tilted, FIST, within=0.03),
+        Waypoint(put + [0.0, 0.0, 0.035], tilted, FIST, within=0.015, speed=0.6, patience=40),
+        Waypoint(put + [0.0, 0.0, 0.004], tilted, FIST, within=0.008, speed=0.4, patience=25),
+        Waypoint(put, tilted, OPEN, within=0.05, wait=6),
+        Waypoint(put + 3.2 * back, tilted, OPEN, within=0.03),
+    ]
+
+
 PLANNERS: dict[str, Planner] = {
+    "CoffeeSetupMug": _place_mug,
     "CloseDrawer": _close_drawer,
     "OpenDrawer": _open_drawer,
+    "TurnOnStove": _turn_knob,
+    "TurnOffStove": _turn_knob,
 }

@@ -1,6 +1,6 @@
 """Moving the PandaOmron's hand along points that are given in the robot's own frame."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Waypoint:
         patience: Steps after which the next point is taken although this one was not reached.
         wait: Steps to stay once it is reached.
         speed: Largest command, of 1.
+        drive: Instead of moving the arm, drive the base forward at this command, -1 to 1, for
+            ``patience`` steps; points planned before are void afterwards.
     """
 
     at: Vector
@@ -37,9 +39,7 @@ class Waypoint:
     patience: int = 60
     wait: int = 0
     speed: float = 1.0
-
-    def beside(self, offset: Vector) -> "Waypoint":
-        return replace(self, at=self.at + offset)
+    drive: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,19 @@ def from_base(env: KitchenEnv, point: Vector) -> Vector:
 def towards(goal: Waypoint, now: Pose, held: Vector) -> NDArray[np.float64]:
     """Action (12,) that brings the hand nearer to ``goal``; ``held`` is what None faces."""
     action = np.zeros(12)
+    action[11] = goal.grip
+    if goal.drive:
+        action[0], action[4] = goal.drive, 1.0
+        return action
     action[5:8] = np.clip((goal.at - now.at) / _METRES, -1, 1) * goal.speed
     turn = _rotation_vector((held if goal.facing is None else goal.facing) @ now.facing.T)
     action[8:11] = np.clip(turn / _RADIANS, -1, 1) * goal.speed
-    action[11] = goal.grip
     return action
 
 
 def reached(goal: Waypoint, now: Pose, held: Vector) -> bool:
+    if goal.drive:
+        return False
     turn = _rotation_vector((held if goal.facing is None else goal.facing) @ now.facing.T)
     near = np.linalg.norm(goal.at - now.at) < goal.within
     return bool(near and np.linalg.norm(turn) < 0.15)

@@ -1,0 +1,67 @@
+"""The scripted experts that reach from point to point, in lite kitchens."""
+
+import numpy as np
+import pytest
+
+from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv
+from deas_vla.envs.robocasa.manipulation import (
+    PLANNERS,
+    ReachExpert,
+    ReachExpertConfig,
+    check_reach_expert,
+)
+from deas_vla.envs.robocasa.reaching import FIST, OPEN, Pose, Waypoint, facing, reached, towards
+from deas_vla.envs.rollout import rollout
+from deas_vla.errors import DeasError
+
+HORIZONS = {
+    "CloseDrawer": 160,
+    "OpenDrawer": 220,
+    "TurnOnStove": 160,
+    "TurnOffStove": 250,
+    "CoffeeSetupMug": 320,
+}
+
+
+def test_a_hand_faces_as_it_is_told() -> None:
+    turned = facing([2.0, 0.0, 0.0], [1.0, 0.0, -3.0])  # closing is made square to the approach
+    np.testing.assert_allclose(turned[:, 2], [1, 0, 0])
+    np.testing.assert_allclose(turned[:, 0], [0, 0, -1])
+    np.testing.assert_allclose(turned @ turned.T, np.eye(3), atol=1e-12)
+    assert np.isclose(np.linalg.det(turned), 1)
+
+
+def test_commands_lead_to_the_point_and_stop_there() -> None:
+    down = facing([0, 0, -1], [0, 1, 0])
+    now = Pose(np.array([0.3, 0.0, 0.5]), down)
+    goal = Waypoint(np.array([0.32, -1.0, 0.5]), grip=OPEN)
+    action = towards(goal, now, down)
+    np.testing.assert_allclose(action[5:8], [0.4, -1, 0], atol=1e-9)
+    np.testing.assert_allclose(action[8:11], 0, atol=1e-9)
+    assert action[11] == OPEN and not action[:5].any()
+    assert not reached(goal, now, down) and reached(goal, Pose(goal.at, down), down)
+
+    quarter = facing([0, 0, -1], [-1, 0, 0])  # a quarter turn about up
+    turning = towards(Waypoint(now.at, quarter), now, down)
+    np.testing.assert_allclose(turning[8:11], [0, 0, 1], atol=1e-9)
+    assert not reached(Waypoint(now.at, quarter), now, down)
+
+    driving = towards(Waypoint(now.at, drive=-0.5), now, down)
+    assert (driving[0], driving[4], driving[11]) == (-0.5, 1, FIST) and not driving[5:11].any()
+    assert not reached(Waypoint(now.at, drive=-0.5), now, down)
+
+
+def test_a_task_without_planner_is_refused() -> None:
+    assert set(HORIZONS) == set(PLANNERS)
+    with pytest.raises(DeasError, match=r"'CloseFridge' has no reaching expert: use .*OpenDrawer"):
+        check_reach_expert("CloseFridge")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", PLANNERS)
+def test_careful_expert_succeeds_and_sloppy_one_fails(task: str) -> None:
+    env = KitchenEnv(KitchenConfig(task=task, assets="lite", split="train", horizon=HORIZONS[task]))
+    careful = [rollout(env, ReachExpert(ReachExpertConfig(sloppiness=0.0)), s) for s in (3, 4)]
+    assert all(episode.success for episode in careful)
+    assert not rollout(env, ReachExpert(ReachExpertConfig(sloppiness=1.0)), 3).success
+    env.close()
