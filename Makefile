@@ -88,7 +88,8 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml .python-version
 	@$(GET_UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON_VERSION) .venv
 	$(PIP_INSTALL) --offline --quiet --requirement requirements.txt 2>/dev/null || \
-		$(PIP_INSTALL) --requirement requirements.txt
+		$(PIP_INSTALL) --requirement requirements.txt || \
+		$(PIP_INSTALL) --system-certs --requirement requirements.txt  # behind a company's own certificates
 	$(PIP_INSTALL) --offline --quiet --no-build-isolation --editable .
 	@touch $@
 
