@@ -19,7 +19,7 @@ HORIZONS = {
     "OpenDrawer": 220,
     "TurnOnStove": 160,
     "TurnOffStove": 250,
-    "CoffeeSetupMug": 320,
+    "CoffeeSetupMug": 400,
 }
 
 

@@ -147,3 +147,20 @@ def test_pictures_that_no_kitchen_makes_are_refused(tmp_path: Path) -> None:
     config = KitchenRolloutConfig(bundle=bundle_of(sizes, tmp_path))
     with pytest.raises(DeasError, match="choose it with --image_size"):
         config.check()
+
+
+def test_flags_choose_whose_kitchens_and_results_say_it(tmp_path: Path) -> None:
+    flags = ["--assets=lite", "--tasks=[CloseDrawer]", "--split=test", "--layouts=[left_corner]"]
+    config = parse(KitchenRolloutConfig, flags)
+    (spec,) = config.check()
+    assert spec.name == "CloseDrawer" and config.kitchen("CloseDrawer").assets == "lite"
+    assert config.where() == "in lite kitchens, split test"
+    numbers = parse(KitchenRolloutConfig, ["--layouts=[11,12]", "--styles=[20]"])
+    assert numbers.layouts == [11, 12] and numbers.styles == [20]
+    manifest = json.loads((bundle_of({}, tmp_path) / "bundle.json").read_text())
+    manifest["data"]["assets"] = "robocasa"
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest))
+    config.bundle = tmp_path
+    assert config.where().endswith("by a bundle trained in RoboCasa's own kitchens")
+    with pytest.raises(DeasError, match="task 'CloseOven' is none of those that lite kitchens"):
+        parse(KitchenRolloutConfig, ["--assets=lite", "--tasks=[CloseOven]"]).check()

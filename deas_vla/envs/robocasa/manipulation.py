@@ -189,12 +189,12 @@ def _place_mug(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
         return [Waypoint(now.at, tilted, OPEN, within=0.05, wait=6),
                 Waypoint(now.at + 3 * back, tilted, OPEN, within=0.03, patience=60)]  # fmt: skip
     return [
-        Waypoint(take + 1.2 * back, tilted, OPEN, within=0.03, patience=80),
-        Waypoint(take, tilted, OPEN, within=0.015, speed=0.6, patience=30),
+        Waypoint(take + 1.2 * back, tilted, OPEN, within=0.02, patience=80),
+        Waypoint(take, tilted, OPEN, within=0.01, speed=0.5),
         Waypoint(take, tilted, FIST, within=0.03, wait=8),
-        Waypoint(take + [-0.02, 0.0, 0.06], tilted, FIST, within=0.03),
-        Waypoint(put + [-0.16, 0.0, 0.05], tilted, FIST, within=0.03),
-        Waypoint(put + [0.0, 0.0, 0.035], tilted, FIST, within=0.015, speed=0.6, patience=40),
+        Waypoint(take + [-0.02, 0.0, 0.06], tilted, FIST, within=0.02),
+        Waypoint(put + [-0.16, 0.0, 0.05], tilted, FIST, within=0.02),
+        Waypoint(put + [0.0, 0.0, 0.035], tilted, FIST, within=0.012, speed=0.6),
         Waypoint(put + [0.0, 0.0, 0.004], tilted, FIST, within=0.008, speed=0.4, patience=25),
         Waypoint(put, tilted, OPEN, within=0.05, wait=6),
         Waypoint(put + 3.2 * back, tilted, OPEN, within=0.03),
