@@ -50,8 +50,6 @@ SIZES = {
             "select_layer": 8,
             "hidden_size": 256,
             "input_embedding_dim": 256,
-            "max_state_dim": 64,
-            "max_action_dim": 64,
             "action_horizon": 16,
             "diffusion_model_cfg": {
                 "positional_embeddings": None,
