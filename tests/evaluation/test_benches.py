@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recipe_cases import ROOT, load_script
+import torch
+from recipe_cases import NANO, ROOT, load_script
 
 from deas_vla.cli import parse
 from deas_vla.errors import DeasError
+from deas_vla.evaluation.benches.backbones import full_size_backbone
 from deas_vla.evaluation.timing import Arm, interleave, text_lines, timing_row
 
 TINY = ["--critic.hidden=[32,32]", "--critic.batch_size=16", "--rounds=2", "--updates_per_round=2"]
@@ -68,6 +70,24 @@ def test_updates_bench(tiny_dataset: Path, tmp_path: Path) -> None:
     rows = rows_of(tmp_path)
     assert rows.keys() == {(what, 16) for what in (bench.CACHED, bench.PLAIN, bench.IN_LOOP)}
     assert rows[bench.CACHED, 16]["ratio"] > 1  # than the backbone in the loop
+
+
+def test_the_full_size_backbone_at_nano_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same code with another configuration: inputs of its own fit it, part by part."""
+    from lerobot.policies.groot import groot_n1_7
+
+    said = json.loads((NANO / "config.json").read_text())
+    names = ("select_layer", "backbone_embedding_dim", "image_target_size")
+    small = groot_n1_7.GR00TN17Config(
+        model_name=str(NANO / "backbone"), **{name: said[name] for name in names}
+    )
+    monkeypatch.setattr(groot_n1_7, "GR00TN17Config", lambda: small)
+    backbone = full_size_backbone(2, 3, "float32", torch.device("cpu"), seed=0)
+    parts = backbone.inputs(np.arange(5))
+    assert [len(part["input_ids"]) for part in parts] == [3, 2]
+    pooled = backbone.run(parts)
+    assert pooled.shape == (5, backbone.width) and bool(pooled.isfinite().all())
+    assert not torch.equal(pooled[0], pooled[1])  # every frame has noise of its own
 
 
 @pytest.mark.slow
