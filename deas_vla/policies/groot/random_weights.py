@@ -88,7 +88,7 @@ SIZES = {
         vision={
             "hidden_size": 512,
             "intermediate_size": 2048,
-            "depth": 8,
+            "depth": 13,
             "num_heads": 8,
             "out_hidden_size": 512,
             "deepstack_visual_indexes": [2, 4, 6],
