@@ -385,7 +385,8 @@ def _train_rank(rank: int, world: int, directory: str, algorithm: str) -> None:
     wrapped, optimizer = DistributedDataParallel(critic), critic.make_optimizer()
     whole = random_batch()
     share = slice(rank * B // world, (rank + 1) * B // world)
-    batch = ChunkBatch(**{f.name: getattr(whole, f.name)[share] for f in dataclasses.fields(whole)})
+    given = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)}
+    batch = ChunkBatch(**{k: value[share] for k, value in given.items() if value is not None})
     for _ in range(10):
         loss, _ = wrapped(batch)
         optimizer.zero_grad()

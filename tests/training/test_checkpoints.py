@@ -123,11 +123,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_draws_are_one_stream_for_any_number_of_processes_from_any_step_on() -> None:
-    alone = list(index_batches(100, 6, range(5), seed=3))
-    later = list(index_batches(100, 6, range(2, 5), seed=3))
-    halves = [list(index_batches(100, 6, range(5), 3, rank=rank, world=2)) for rank in range(2)]
-    assert torch.equal(torch.stack(later), torch.stack(alone[2:]))
-    assert torch.equal(torch.cat([torch.stack(h) for h in halves], dim=1), torch.stack(alone))
+    def draws(steps: range, **share: int) -> torch.Tensor:
+        """Rows and seeds of some steps, (2, steps, B)."""
+        drawn = list(index_batches(100, 6, steps, seed=3, **share))
+        return torch.stack([torch.stack([getattr(d, n) for d in drawn]) for n in ("rows", "seeds")])
+
+    alone = draws(range(5))
+    assert torch.equal(draws(range(2, 5)), alone[:, 2:])
+    halves = [draws(range(5), rank=rank, world=2) for rank in range(2)]
+    assert torch.equal(torch.cat(halves, dim=2), alone)
     with pytest.raises(DeasError, match="batch_size 6 does not divide among 4 processes"):
         next(index_batches(100, 6, range(5), seed=3, world=4))
 
