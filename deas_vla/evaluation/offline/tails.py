@@ -5,7 +5,6 @@ it is the same for every tail; a candidate that solves the task has such a tail 
 policy put there.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,8 +122,3 @@ def _errors(critic: FrameCritic, chunks: SolvingChunks, filled: torch.Tensor) ->
     q = critic.scores(chunks.frame, filled.numpy())  # (M, draws)
     error: Floats = np.abs(q - chunks.returns[:, None]).mean(axis=1) / (v_max - v_min)
     return error
-
-
-def worst(errors: Mapping[str, Estimate]) -> str:
-    """The kind of tail that Q is most wrong about, of those that a policy may propose."""
-    return max((kind for kind in errors if kind != "zero"), key=lambda kind: errors[kind].value)
