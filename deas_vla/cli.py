@@ -1,6 +1,7 @@
 """How a script reads its flags and reports a mistake: one line, exit status 2."""
 
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,9 +52,9 @@ def make_output_dir(path: Path) -> Path:
     """Create ``path``; DeasError where it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".probe"
-        probe.touch()
-        probe.unlink()
+        # Of its own name: several processes of one run come here at the same time.
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise DeasError(
             f"output directory {path} cannot be written ({error.strerror}): "
