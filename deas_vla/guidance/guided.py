@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from deas_vla.guidance.noise import CandidateNoise, episode_seed
 from deas_vla.guidance.selection import Selection, select
 from deas_vla.guidance.startup import ready
 from deas_vla.guidance.warm_start import real_time_tail, tail_of
+from deas_vla.policies.compiling import compiled
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA, Encoding, Tail
 
@@ -94,6 +95,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         self._resets = -1  # before the first one, which follows
         self._noise: CandidateNoise | None = None
         self._ready: dict[int, int] = {}  # candidates asked for to those decided among
+        self._compiled_scores: Callable[..., Tensor] | None = None
         self.eval()
         self.reset()
 
@@ -125,9 +127,14 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             noise = streams.draw(count, self.vla.spec.noise_shape)
             self._decide(encoding, noise, streams.selection_generators())
 
-        found = ready(self.vla, self.config.speed, decide, choose, candidates)
+        found = ready(self.vla.device, self.config.speed, decide, choose, self._compile, candidates)
         self._ready[candidates] = found
         return self._ready[candidates]
+
+    def _compile(self) -> None:
+        self.vla.compile()
+        if self.critic is not None:
+            self._compiled_scores = compiled(self.critic.member_scores, self.vla.device)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
@@ -219,7 +226,8 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             if candidates.shape[1] > 1 and rule.asks_critic:
                 chunks = candidates[:, :, : self.critic.config.horizon].to(self.vla.device)
                 state = encoding.state.to(self.vla.device)
-                members = self.critic.member_scores(feature, state, chunks)  # (E, B, N)
+                score = self._compiled_scores or self.critic.member_scores
+                members = score(feature, state, chunks).clone()  # (E, B, N)
         selection = select(rule, candidates, members, generators, scale)
         self._warn_of_scores(selection)
         return Decision(candidates, feature, encoding.state, members, selection)

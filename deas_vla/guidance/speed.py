@@ -10,8 +10,8 @@ class SpeedConfig:
     """What guidance does to be fast.
 
     Attributes:
-        compile: Compile the action head; on a GPU into CUDA graphs. Chunks then agree with the
-            base policy to rounding, no longer to the last bit.
+        compile: Compile the action head and the critic; on a GPU into CUDA graphs. Chunks then
+            agree with the base policy to rounding, no longer to the last bit.
         budget_ms: Milliseconds that a decision may take; the largest number of candidates that
             fits, measured at start-up, then replaces the number asked for where it is smaller. 0
             is no budget.

@@ -1,6 +1,7 @@
 """The guided policy under a latency budget, little memory and a chunk to go on from."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from deas_vla.guidance import startup
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.guidance.speed import SpeedConfig
+from deas_vla.policies import compiling
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA, Tail
 
@@ -66,6 +68,32 @@ def test_what_cannot_be_chosen_among_is_refused(make: Callable[..., ValueGuidedP
         make(action_dim=6)
     with pytest.raises(DeasError, match=r"guidance\.warm_every 1"):
         make(warm_every=1)
+
+
+def test_a_compiled_decision_is_the_same_and_one_graph_a_part(
+    make: Callable[..., ValueGuidedPolicy], vla: VLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced whole (no break in a graph), without waiting for a compiler of machine code."""
+    batch, noise = observation(2), torch.randn(2, 4, *vla.spec.noise_shape)
+    plain = make()
+    expected = plain.predict_action_chunk(batch, noise=noise)
+    frames: list[str] = []
+
+    def traced(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        frames.append(str(graph.graph))
+        return graph.forward
+
+    whole = partial(torch.compile, backend=traced, fullgraph=True)
+    monkeypatch.setattr(compiling.torch, "compile", lambda f, dynamic, mode: whole(f))
+    monkeypatch.setattr(vla, "flow", vla.flow)  # put back after the test
+    policy = make(compile=True)
+    policy.start(batch, 4)
+    chosen = policy.predict_action_chunk(batch, noise=noise)
+    torch._dynamo.reset()
+    assert sorted("scaled_dot_product" in graph for graph in frames) == [False, True]  # Q, head
+    torch.testing.assert_close(chosen, expected, atol=1e-5, rtol=0)
+    assert policy.last_decision is not None and plain.last_decision is not None
+    assert torch.equal(policy.last_decision.chosen, plain.last_decision.chosen)
 
 
 def test_too_many_candidates_are_told_before_the_first_step(

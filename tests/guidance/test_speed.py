@@ -1,7 +1,6 @@
 """Latency budgets, memory and warm starts, on decisions that cost what they are told to."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,18 +91,18 @@ def test_start_up_checks_memory_before_it_compiles_or_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[Any] = []
-    vla: Any = SimpleNamespace(device=torch.device("cpu"), compile=lambda: done.append("compile"))
+    cpu, compile = torch.device("cpu"), lambda: done.append("compile")
     monkeypatch.setattr(startup, "free_bytes", lambda device: 10_000)
     decide = lambda n: done.append(n)  # noqa: E731
     choose = lambda n: done.append(("choose", n)) or working_set(n)  # noqa: E731
-    assert startup.ready(vla, SpeedConfig(), decide, choose, 1) == 1 and done == []
-    assert startup.ready(vla, SpeedConfig(compile=True), decide, choose, 6) == 6
+    assert startup.ready(cpu, SpeedConfig(), decide, choose, compile, 1) == 1 and done == []
+    assert startup.ready(cpu, SpeedConfig(compile=True), decide, choose, compile, 6) == 6
     assert done == [("choose", 2), ("choose", 4), "compile", 6]
     done.clear()
     with pytest.raises(DeasError, match="use at most 7"):
-        startup.ready(vla, SpeedConfig(compile=True, budget_ms=1e6), decide, choose, 64)
+        startup.ready(cpu, SpeedConfig(compile=True, budget_ms=1e6), decide, choose, compile, 64)
     assert done == [("choose", 2), ("choose", 4)]
-    assert startup.ready(vla, SpeedConfig(budget_ms=1e6), decide, choose, 5) == 5
+    assert startup.ready(cpu, SpeedConfig(budget_ms=1e6), decide, choose, compile, 5) == 5
 
 
 def test_warm_candidates_are_the_same_whatever_their_number() -> None:

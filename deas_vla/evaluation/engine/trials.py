@@ -10,6 +10,7 @@ import numpy as np
 from deas_vla.envs.env import EnvSpec
 from deas_vla.envs.rollout import Episode
 from deas_vla.errors import DeasError
+from deas_vla.evaluation.engine.smoothness import jerk
 from deas_vla.evaluation.engine.workers import Finished, Job, RunEpisode, SimulatorPool, Trial
 
 SUCCESS, TIMEOUT, ERROR = "success", "time limit", "error"
@@ -33,6 +34,8 @@ class Outcome:
         evaluation_seed: The set of episodes that this one belongs to.
         instruction: What the policy was told; empty where the simulator failed.
         error: Why the simulator failed; empty where it did not.
+        jerk_at_seams: RMS second difference of the actions where chunks meet; see `jerk`.
+        jerk_within: Elsewhere.
     """
 
     episode_id: str
@@ -48,6 +51,8 @@ class Outcome:
     instruction: str = ""
     error: str = ""
     not_finite: int = 0
+    jerk_at_seams: float | None = None
+    jerk_within: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,6 +105,7 @@ def episode_seed(seed: int, index: int, task: str = "") -> int:
 def outcome_of(trial: Trial, episode: Episode, spec: EnvSpec) -> Outcome:
     """The line that stands for an episode."""
     infos = [info for _, info in episode.plans]
+    at_seams, within = jerk(episode.actions, [step for step, _ in episode.plans])
     return Outcome(
         episode_id=trial.episode_id,
         task=trial.task,
@@ -113,6 +119,8 @@ def outcome_of(trial: Trial, episode: Episode, spec: EnvSpec) -> Outcome:
         evaluation_seed=trial.evaluation_seed,
         instruction=episode.instruction,
         not_finite=sum("not_finite" in info for info in infos),
+        jerk_at_seams=at_seams,
+        jerk_within=within,
     )
 
 

@@ -57,7 +57,15 @@ def _row(
         "diff_to_base": difference if paired else None,
         "diff_ci95": list(interval) if paired else None,
         "mcnemar_p": mcnemar(guided, base) if paired else None,
+        "steps_of_successes": _mean([o.steps for o in ran if o.success]),
+        "jerk_at_seams": _mean([o.jerk_at_seams for o in ran]),
+        "jerk_within": _mean([o.jerk_within for o in ran]),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:

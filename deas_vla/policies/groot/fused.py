@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deas_vla.policies.compiling import compiled
 from deas_vla.policies.groot.structure import active, reads_text
 
 
@@ -116,10 +117,7 @@ class FusedHead:
         self.head = head
         self._velocity: Callable[[Context, Step, Tensor], Tensor] = self.velocity
         if compile:
-            cuda = next(head.parameters()).is_cuda
-            self._velocity = torch.compile(
-                self.velocity, dynamic=False, mode="reduce-overhead" if cuda else "default"
-            )
+            self._velocity = compiled(self.velocity, next(head.parameters()).device)
 
     def prepare(
         self,
