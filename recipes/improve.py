@@ -7,14 +7,14 @@ Iterative value refinement for guided decoding (arXiv 2503.02368), on a robot. E
 policy out with the newest critic (half of the episodes as the base policy), adds them to all data
 so far, trains a critic anew, and compares it with the base policy on validation episodes. Only the
 new rollouts go through the backbone. Every step goes on where it stopped when the same command is
-given again; ROUND/bundle is a bundle like any other.
+given again; ROUND/bundle is a bundle like any other. With --clone=true the policy, too, is trained
+anew in each round, on the successes of all data so far.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.envs.robosuite.lift import ROBOT_TYPE
@@ -25,8 +25,8 @@ from deas_vla.guidance.config import SelectionOverride
 from deas_vla.provenance import run_record
 
 if TYPE_CHECKING:  # every simulator process imports this file, and LeRobot takes long
-    from deas_vla.data.episodes import EpisodeTable
     from deas_vla.evaluation.engine.launch import Launch
+    from deas_vla.training.rounds import Retraining
 
 
 @dataclass
@@ -42,6 +42,8 @@ class ImproveConfig:
         validation_seed: Of their set; choose another than a table's.
         seed: Of the collected episodes, the hold-out and the critics.
         holdout: Share of the rollouts kept out of training.
+        clone: Train a new adapter in each round as well, on all successful episodes so far.
+        policy_steps: Updates of each round's adapter; the bundle's own number when 0.
         critic_steps: Updates of each round's critic; the bundle's own number when 0.
         selection: How one of the candidates is chosen, where not as the bundle says.
         workers: Simulator processes.
@@ -57,6 +59,8 @@ class ImproveConfig:
     validation_seed: int = 2000
     seed: int = 0
     holdout: float = 0.1
+    clone: bool = False
+    policy_steps: int = 0
     critic_steps: int = 0
     selection: SelectionOverride = field(default_factory=SelectionOverride)
     workers: int = 2
@@ -73,6 +77,19 @@ class ImproveConfig:
         if not 0 <= self.holdout < 1:
             raise DeasError(f"holdout {self.holdout}: use a share of at least 0 and below 1")
 
+    def retraining(self, number: int) -> "Retraining":
+        """What is trained after the collection of round ``number``."""
+        from deas_vla.training.rounds import Retraining
+
+        return Retraining(
+            holdout=self.holdout,
+            seed=self.seed,
+            round=number,
+            clone=self.clone,
+            policy_steps=self.policy_steps,
+            critic_steps=self.critic_steps,
+        )
+
 
 def main(config: ImproveConfig) -> None:
     started = time.time()
@@ -80,6 +97,7 @@ def main(config: ImproveConfig) -> None:
 
     from deas_vla.bundle import MANIFEST
     from deas_vla.evaluation.engine.launch import Launch
+    from deas_vla.training.rounds import retrain
 
     launch = Launch()
     if launch.world > 1:
@@ -91,7 +109,7 @@ def main(config: ImproveConfig) -> None:
         directory = output / f"round-{number}"
         rollouts.append(collect(config, launch, newest, number, directory))
         if not (directory / "bundle" / MANIFEST).is_file():
-            retrain(config, launch.device, rollouts, directory)
+            retrain(config.bundle, rollouts, directory, config.retraining(number), launch.device)
         newest = directory / "bundle"
         evaluate(config, launch, newest, directory)
     rows = round_rows(output, config.rounds, config.episodes, config.candidates)
@@ -120,97 +138,6 @@ def collect(
     )
     claimed.collect("local/rollouts", ROBOT_TYPE)
     return place / "dataset"
-
-
-def retrain(config: ImproveConfig, device: str, rollouts: Sequence[Path], directory: Path) -> None:
-    """A bundle of the same policy with a critic of all data so far."""
-    import draccus
-    import numpy as np
-    from accelerate import Accelerator
-
-    from deas_vla.bundle import open_bundle, read_manifest, write_bundle
-    from deas_vla.data.episodes import episode_digests, join_tables, load_episodes, split_episodes
-    from deas_vla.guidance.guided import ValueGuidedPolicy
-    from deas_vla.provenance import plain, provenance
-    from deas_vla.training.checkpoints import CheckpointConfig, recorded_run
-    from deas_vla.training.config import CriticTrainingConfig
-    from deas_vla.training.critic import train_critic
-    from deas_vla.training.preemption import Preemption
-    from deas_vla.training.run import Run
-
-    manifest = read_manifest(config.bundle)
-    settings = dict(manifest["config"]["critic"])
-    settings["inference"].pop("tau_q", None)
-    critic_config = draccus.decode(CriticTrainingConfig, settings)
-    if critic_config.support in ("smdp", "geometric", "data"):
-        critic_config.v_min = critic_config.v_max = None  # of the joined data
-    critic_config.steps = config.critic_steps or critic_config.steps
-    policy = open_bundle(config.bundle, device=device)
-    accelerator = Accelerator(cpu=device == "cpu")
-
-    trained = manifest["config"]["dataset"]
-    sources = [load_episodes(trained["repo_id"], trained["root"])]
-    sources += [load_episodes("local/rollouts", place) for place in rollouts]
-    # Each dataset has its own cache: a later round computes what is new.
-    places = [config.bundle / "cache", *(place.parent / "cache" for place in rollouts)]
-    features = [
-        features_of(policy, table, cache, accelerator)
-        for table, cache in zip(sources, places, strict=True)
-    ]
-    table = join_tables(sources)
-    out = np.isin(sources[0].episode_ids, manifest["data"]["held_out_episodes"])
-    held_out = [np.flatnonzero(out)]
-    train = [np.flatnonzero(~out)]
-    first = sources[0].num_episodes
-    for source in sources[1:]:
-        mine, aside = split_episodes(source, config.holdout, config.seed)
-        train.append(mine + first)
-        held_out.append(aside + first)
-        first += source.num_episodes
-    chosen, aside = np.concatenate(train), np.concatenate(held_out)
-
-    run_directory = directory / "training"
-    identity = {"critic": str(plain(critic_config)), "data": table.fingerprint, "seed": config.seed}
-    with (
-        Preemption(accelerator) as preemption,
-        recorded_run(run_directory, ["critic"], identity, True, accelerator),
-    ):
-        state = Run(
-            run_directory,
-            accelerator,
-            preemption,
-            CheckpointConfig(),
-            config.seed + len(rollouts),
-            lambda values, step: None,
-        )
-        critic = train_critic(table, np.concatenate(features), chosen, aside, critic_config, state)
-    record = {
-        **provenance(),
-        "config": manifest["config"] | {"critic": plain(critic_config)},
-        "improved_from": str(config.bundle),
-        "data": manifest["data"]
-        | {
-            "fingerprint": table.fingerprint,
-            "episodes": table.num_episodes,
-            "successful_episodes": int(table.episode_success.sum()),
-            "trained_episode_digests": episode_digests(table, chosen),
-            "held_out_episodes": table.episode_ids[aside].tolist(),
-            "rollouts": [str(place) for place in rollouts],
-        },
-    }
-    improved = ValueGuidedPolicy(policy.config, policy.vla, critic, policy.dataset_stats)
-    write_bundle(improved, directory / "bundle", record)
-
-
-def features_of(policy: Any, table: "EpisodeTable", cache: Path, accelerator: Any) -> Any:
-    """Pooled features of a dataset's frames, (T, F) float16; what is cached is not computed."""
-    from deas_vla.training.config import FeaturesConfig
-    from deas_vla.training.features import extract_features
-
-    pooling = FeaturesConfig(policy.config.pooling)
-    return extract_features(
-        policy.vla, table, pooling, cache, accelerator, keep_tokens=False
-    ).pooled
 
 
 def evaluate(config: ImproveConfig, launch: "Launch", bundle: Path, directory: Path) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,20 +25,28 @@ from deas_vla.policies.vla import VLA, Encoding
 from deas_vla.training.config import FeaturesConfig
 
 
+class Rows(Protocol):
+    """Rows that frames pick: an array, on disk or not, or several of them."""
+
+    def __getitem__(self, frames: NDArray[np.int64], /) -> NDArray[np.float16]:
+        """float16 (B, width) of ``frames`` (B,)."""
+
+
 @dataclass(frozen=True)
 class Encodings:
     """What the frozen backbone made of all frames.
 
     Attributes:
         pooled: float16 (T, F), the critic's features.
-        tokens: float16 (T, L * D), padded on the left; None where the action head is not trained.
+        tokens: float16 (T, L * D), padded on the left, as rows of frames; None where the action
+            head is not trained.
         token_mask: bool (K, L) per instruction, false on padding.
         image_mask: bool (K, L) per instruction.
         task_index: int64 (T,), instruction of each frame.
     """
 
     pooled: NDArray[np.float16]
-    tokens: NDArray[np.float16] | None
+    tokens: Rows | None
     token_mask: Tensor
     image_mask: Tensor
     task_index: NDArray[np.int64]

@@ -2,14 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from recipe_cases import load_script
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import parse
 from deas_vla.errors import DeasError
+from deas_vla.training.features import Encodings
+from deas_vla.training.joining import join_encodings
+from deas_vla.training.rounds import Retraining, retrain
 
 
 def improve(bundle: Path, output: Path, *more: str) -> Path:
@@ -67,6 +73,50 @@ def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     improve(bundle, output)
     assert (output / "round-1" / "bundle" / "bundle.json").stat().st_mtime_ns == stamp
     assert (output / "round-1" / "eval" / "episodes.jsonl").read_text() == episodes
+
+    # The successes cloned as well: another adapter over the same base, and a critic of its data.
+    rollouts = [output / "round-1" / "rollouts" / "dataset"]
+    settings = Retraining(0.0, 0, 1, clone=True, policy_steps=2, critic_steps=2)
+    retrain(bundle, rollouts, tmp_path / "cloned", settings, "cpu")
+    cloned = open_bundle(tmp_path / "cloned" / "bundle")
+    weights = cloned.vla.model.state_dict()
+    changed = {
+        name
+        for name, weight in started.vla.model.state_dict().items()
+        if not np.array_equal(weight, weights[name])
+    }
+    assert changed and all("lora" in name for name in changed)
+    manifest = read_manifest(tmp_path / "cloned" / "bundle")
+    assert manifest["config"]["policy"]["episodes"] == "successful"
+
+
+def test_joined_encodings_are_those_of_each_dataset() -> None:
+    """Two datasets with instructions of different lengths, one of them shared."""
+    rng = np.random.default_rng(0)
+    tables, encodings = [], []
+    for tasks, index, length in (
+        (("lift",), [0, 0], 2),
+        (("push it", "lift"), [1, 0, 0], 3),
+    ):
+        tables.append(SimpleNamespace(tasks=tasks))
+        mask = torch.zeros(len(tasks), length, dtype=torch.bool)
+        mask[:, -2:] = True
+        mask[tasks.index("lift"), : length - 1] = False
+        tokens = rng.normal(size=(len(index), length * 4)).astype(np.float16)
+        pooled = rng.normal(size=(len(index), 5)).astype(np.float16)
+        encodings.append(Encodings(pooled, tokens, mask, mask, np.array(index)))
+    both: Any = SimpleNamespace(tasks=("lift", "push it"), task_index=np.array([0, 0, 0, 1, 1]))
+    joined = join_encodings(encodings, tables, both)
+    assert np.array_equal(joined.pooled, np.concatenate([each.pooled for each in encodings]))
+    batch = joined.batch(np.array([3, 0, 2]), torch.device("cpu"))
+    assert batch["tokens"].shape == (3, 3, 4)
+    first, second = encodings
+    assert first.tokens is not None and second.tokens is not None
+    assert np.array_equal(batch["tokens"][0].flatten(), second.tokens[np.array([1])][0])
+    assert np.array_equal(batch["tokens"][1, 1:].flatten(), first.tokens[np.array([0])][0])
+    assert not batch["tokens"][1, 0].any()
+    assert batch["token_mask"].tolist() == [[False, True, True], [False, False, True],
+                                            [False, False, True]]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""One round of improvement: policy and critic trained anew on demonstrations and rollouts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import draccus
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from deas_vla.bundle import open_bundle, read_manifest, write_bundle
+from deas_vla.data.episodes import (
+    EpisodeTable,
+    episode_digests,
+    join_tables,
+    load_episodes,
+    split_episodes,
+)
+from deas_vla.guidance.guided import ValueGuidedPolicy
+from deas_vla.policies.config import load_vla
+from deas_vla.policies.vla import VLA
+from deas_vla.provenance import plain, provenance
+from deas_vla.training.checkpoints import CheckpointConfig, recorded_run
+from deas_vla.training.config import CriticTrainingConfig, FeaturesConfig, PolicyConfig
+from deas_vla.training.critic import train_critic
+from deas_vla.training.features import Encodings, extract_features
+from deas_vla.training.joining import join_encodings
+from deas_vla.training.policy import finetune_policy
+from deas_vla.training.preemption import Preemption
+from deas_vla.training.run import Run
+
+ROLLOUTS = "local/rollouts"
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What a round trains.
+
+    Attributes:
+        holdout: Share of the rollouts kept out of training.
+        seed: Of the hold-out, and with ``round`` of what is trained.
+        round: Its number, from 1.
+        clone: Whether the policy gets a new adapter, of all successful episodes so far.
+        policy_steps: Its updates; the bundle's own number when 0.
+        critic_steps: The critic's updates, likewise.
+    """
+
+    holdout: float
+    seed: int
+    round: int
+    clone: bool = False
+    policy_steps: int = 0
+    critic_steps: int = 0
+
+
+@dataclass(frozen=True)
+class RoundData:
+    """Demonstrations and all rollouts so far.
+
+    Attributes:
+        table: Episodes of all.
+        encodings: Of their frames.
+        train: int64, episodes to train on.
+        held_out: int64, the others.
+    """
+
+    table: EpisodeTable
+    encodings: Encodings
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+
+def retrain(
+    bundle: Path, rollouts: Sequence[Path], directory: Path, settings: Retraining, device: str
+) -> None:
+    """Train on the bundle's data and the rollouts, and write ``directory``/bundle.
+
+    Args:
+        bundle: The first one: its base checkpoint, statistics and settings are kept, and its cache
+            of features is read.
+        rollouts: Datasets of all rounds so far; each keeps a cache beside it.
+        directory: Of the round; an interrupted training goes on from there.
+        settings: What to train.
+        device: To train on.
+    """
+    manifest = read_manifest(bundle)
+    policy = open_bundle(bundle, device=device)
+    accelerator = Accelerator(cpu=device == "cpu")
+    data = _gather(bundle, manifest, policy, rollouts, settings, accelerator)
+    critic_config = _critic_settings(manifest, settings.critic_steps)
+    policy_config = draccus.decode(PolicyConfig, manifest["config"]["policy"])
+    policy_config = replace(
+        policy_config,
+        episodes="successful",
+        steps=settings.policy_steps or policy_config.steps,
+    )
+
+    stages = ["policy", "critic"] if settings.clone else ["critic"]
+    identity = {
+        "critic": str(plain(critic_config)),
+        "policy": str(plain(policy_config)) if settings.clone else "",
+        "data": data.table.fingerprint,
+        "seed": settings.seed,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    training = directory / "training"
+    with (
+        Preemption(accelerator) as preemption,
+        recorded_run(training, stages, identity, True, accelerator),
+    ):
+        seed = settings.seed + settings.round
+        run = Run(training, accelerator, preemption, CheckpointConfig(), seed, lambda *_: None)
+        vla = policy.vla
+        if settings.clone:
+            vla = _cloned(policy, data, policy_config, run, device)
+        critic = train_critic(
+            data.table, data.encodings.pooled, data.train, data.held_out, critic_config, run
+        )
+    record = {
+        **provenance(),
+        "config": manifest["config"] | {"critic": plain(critic_config)},
+        "improved_from": str(bundle),
+        "data": manifest["data"]
+        | {
+            "fingerprint": data.table.fingerprint,
+            "episodes": data.table.num_episodes,
+            "successful_episodes": int(data.table.episode_success.sum()),
+            "trained_episode_digests": episode_digests(data.table, data.train),
+            "held_out_episodes": data.table.episode_ids[data.held_out].tolist(),
+            "rollouts": [str(place) for place in rollouts],
+        },
+    }
+    if settings.clone:
+        record["config"] |= {"policy": plain(policy_config)}
+    improved = ValueGuidedPolicy(policy.config, vla, critic, policy.dataset_stats)
+    write_bundle(improved, directory / "bundle", record)
+
+
+def _cloned(
+    policy: ValueGuidedPolicy, data: RoundData, config: PolicyConfig, run: Run, device: str
+) -> VLA:
+    """The base checkpoint with an adapter of the successes: filtered behaviour cloning."""
+    vla = load_vla(policy.config.vla, dataset_stats=policy.dataset_stats, device=device)
+    finetune_policy(vla, data.encodings, data.table, data.train, data.held_out, config, run)
+    return vla
+
+
+def _gather(
+    bundle: Path,
+    manifest: dict[str, Any],
+    policy: ValueGuidedPolicy,
+    rollouts: Sequence[Path],
+    settings: Retraining,
+    accelerator: Accelerator,
+) -> RoundData:
+    trained = manifest["config"]["dataset"]
+    tables = [load_episodes(trained["repo_id"], trained["root"])]
+    tables += [load_episodes(ROLLOUTS, place) for place in rollouts]
+    # Each dataset has its own cache: a later round computes what is new.
+    caches = [bundle / "cache", *(place.parent / "cache" for place in rollouts)]
+    pooling = FeaturesConfig(policy.config.pooling)
+    encodings = [
+        extract_features(policy.vla, table, pooling, cache, accelerator, keep_tokens=settings.clone)
+        for table, cache in zip(tables, caches, strict=True)
+    ]
+    joined = join_tables(tables)
+    out = np.isin(tables[0].episode_ids, manifest["data"]["held_out_episodes"])
+    train, held_out = [np.flatnonzero(~out)], [np.flatnonzero(out)]
+    first = tables[0].num_episodes
+    for table in tables[1:]:
+        mine, aside = split_episodes(table, settings.holdout, settings.seed)
+        train.append(mine + first)
+        held_out.append(aside + first)
+        first += table.num_episodes
+    return RoundData(
+        joined,
+        join_encodings(encodings, tables, joined),
+        np.concatenate(train),
+        np.concatenate(held_out),
+    )
+
+
+def _critic_settings(manifest: dict[str, Any], steps: int) -> CriticTrainingConfig:
+    settings = dict(manifest["config"]["critic"])
+    settings["inference"].pop("tau_q", None)
+    config: CriticTrainingConfig = draccus.decode(CriticTrainingConfig, settings)
+    if config.support in ("smdp", "geometric", "data"):
+        config.v_min = config.v_max = None  # of the joined data
+    config.steps = steps or config.steps
+    return config
