@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deas_vla.errors import DeasError
 
-Tail = Literal["drop", "bootstrap", "failure"]
+Tail = Literal["drop", "bootstrap"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class ChunkTransitions:
         reward: float32, `R = sum_k g1^k r_{t+k}` over the valid steps.
         bootstrap: float32, weight of `V(s')`: `g2^H`, `g2^k` for a chunk of `k` steps kept by
             `tail="bootstrap"`, 0 where terminated.
-        terminated: bool, a terminal lies inside the chunk: success, or with `tail="failure"` the
-            time limit.
+        terminated: bool, a true terminal (success) lies inside the chunk.
         valid_steps: int64 in 1..H, steps that were executed; `tails.Tails` draws the later ones.
     """
 
@@ -82,10 +81,7 @@ def chunk_transitions(
     - `H` steps without a terminal: needs frame `t + H` inside the same episode as `s'`.
     - A terminal at step `t + k`, `k < H`: kept, `k + 1` valid steps, no bootstrap.
     - The recording ends inside the chunk (time limit): dropped, or with `tail="bootstrap"` kept
-      with the episode's last frame `T` as `s'`, the `k = T - t >= 1` rewards before it, and `g2^k`;
-      with `tail="failure"` the time limit is a terminal like any other. Then no discount is needed
-      for failures to be worth nothing, and with `g1 = g2 = 1` and a reward of 0 and 1 a value is
-      the probability of success within the time that such episodes have.
+      with the episode's last frame `T` as `s'`, the `k = T - t >= 1` rewards before it, and `g2^k`.
     - Frames recorded after the first terminal of an episode start no transition.
 
     Args:
@@ -108,9 +104,6 @@ def chunk_transitions(
     """
     _check_settings(horizon, g1, g2, tail)
     _check_bounds(len(reward), terminated, episode_start, episode_end)
-    if tail == "failure":
-        terminated = np.array(terminated)
-        terminated[np.asarray(episode_end) - 1] = True
     limit, has_terminal = _episode_limits(terminated, episode_start, episode_end)
     start, episode = _frames_before(limit, episode_start)
 

@@ -123,8 +123,7 @@ class CriticTrainingConfig(CriticConfig):
         bootstrap_episodes: Whether each member of the ensemble trains on a bootstrap sample of the
             episodes of its own, so that their disagreement tells where data are few.
         tails: What stands in a chunk after the step that ended its episode.
-        tail: What becomes of chunks that a time limit cuts: ``drop``, ``bootstrap``, or
-            ``failure``, which ends the episode there.
+        tail: What becomes of chunks that a time limit cuts: ``drop`` or ``bootstrap``.
         policy_samples: Chunks the policy samples at each frame for the target of ``qc``, the one
             algorithm that asks it.
         log_every: Steps between two entries in the tracker, and between two looks at the loss.

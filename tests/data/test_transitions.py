@@ -38,7 +38,7 @@ def reference_transition(reward, terminated, first, end, t, horizon, g1, g2, tai
         if t + k >= end:
             break
         total += g1**k * reward[t + k]
-        if terminated[t + k] or (tail == "failure" and t + k == end - 1):
+        if terminated[t + k]:
             return Reference(t, t, total, 0.0, True, k + 1)
     if t + horizon < end:
         return Reference(t, t + horizon, total, g2**horizon, False, horizon)
@@ -104,7 +104,7 @@ discounts = st.sampled_from([0.5, 0.9, 0.99, 1.0])
 
 
 @settings(max_examples=300, deadline=None)
-@given(episodes(), discounts, discounts, st.sampled_from(["drop", "bootstrap", "failure"]))
+@given(episodes(), discounts, discounts, st.sampled_from(["drop", "bootstrap"]))
 def test_transitions_equal_the_table(case, g1, g2, tail):
     reward, terminated, starts, ends, horizon = case
     got = chunk_transitions(
@@ -136,7 +136,7 @@ def test_returns_follow_the_chunks(case, g1, g2):
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
-@pytest.mark.parametrize("tail", ["drop", "bootstrap", "failure"])
+@pytest.mark.parametrize("tail", ["drop", "bootstrap"])
 def test_every_length_and_every_terminal_position(horizon, tail):
     for length in range(1, 3 * horizon + 1):
         for terminal in [None, *range(length)]:
@@ -180,12 +180,6 @@ def test_truncation_is_not_termination():
     np.testing.assert_allclose(kept.bootstrap, [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2])
     np.testing.assert_allclose(kept.reward, [-4, -4, -3, -2, -1])
     assert not kept.terminated.any()
-    failed = chunk_transitions(reward, nothing, [0], [6], horizon=4, g1=1.0, g2=1.0, tail="failure")
-    np.testing.assert_array_equal(failed.terminated, [False] * 2 + [True] * 4)
-    np.testing.assert_array_equal(failed.bootstrap, [1, 1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(failed.valid_steps, [4, 4, 4, 3, 2, 1])
-    np.testing.assert_allclose(failed.reward, [-4, -4, -4, -3, -2, -1])
-    assert not nothing.any()  # what was passed in is left alone
 
 
 def test_gather_chunks_reads_on_and_stops_at_the_last_frame():
