@@ -14,10 +14,10 @@ from deas_vla.bundle import open_bundle, read_manifest, write_bundle
 from deas_vla.data.episodes import (
     EpisodeTable,
     episode_digests,
-    join_tables,
     load_episodes,
     split_episodes,
 )
+from deas_vla.data.joining import join_tables
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA
