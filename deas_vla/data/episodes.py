@@ -49,6 +49,8 @@ class EpisodeTable:
         image_keys: cameras, `observation.images.<camera>`.
         fps: frames per second.
         state_names, action_names: one name per dimension.
+        robot_type: e.g. `panda`; None where the dataset does not say.
+        parts: the tables that `join_tables` made this one of, none for a dataset by itself.
     """
 
     repo_id: str
@@ -72,6 +74,8 @@ class EpisodeTable:
     fps: float
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    robot_type: str | None = None
+    parts: tuple["EpisodeTable", ...] = ()
 
     @property
     def num_frames(self) -> int:
@@ -82,6 +86,11 @@ class EpisodeTable:
     def num_episodes(self) -> int:
         """`E`."""
         return len(self.episode_start)
+
+    @property
+    def sources(self) -> tuple["EpisodeTable", ...]:
+        """The datasets that the episodes come from, in order: `parts`, or this table itself."""
+        return self.parts or (self,)
 
     @property
     def episode_lengths(self) -> NDArray[np.int64]:
@@ -161,6 +170,7 @@ def load_episodes(
         fps=layout.fps,
         state_names=_names(features["observation.state"], state.shape[1]),
         action_names=_names(features["action"], action.shape[1]),
+        robot_type=layout.info.get("robot_type"),
     )
 
 

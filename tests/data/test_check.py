@@ -121,7 +121,7 @@ INFO, DATA, META = "meta/info.json", "data/chunk-000/file-000.parquet", "meta/ep
 VIDEO = f"videos/{IMAGE_KEYS[0]}/chunk-000/file-00"
 swapped = [*range(12, 19), *range(12), *range(19, FRAMES)]  # episodes 0 and 1
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
-    "no info": (without(lambda r: r / INFO), INFO, "is missing"),
+    "no info": (without(lambda r: r / INFO), "", "is not a LeRobot dataset"),
     "info cut": (cut(lambda r: r / INFO), INFO, "cannot be read"),
     "info without features": (
         lambda r: edit_info(r, lambda info: info.pop("features")),

@@ -242,10 +242,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = "is missing"
-        raise Damaged(
-            Finding(file, what, "give the directory that holds meta/, data/ and videos/")
-        ) from None
+        what = "is not a LeRobot dataset (no meta/info.json)"
+        remedy = "give the directory that holds meta/, data/ and videos/"
+        raise Damaged(Finding(file.parents[1], what, remedy)) from None
     except (OSError, ValueError) as error:
         raise Damaged(Finding(file, f"cannot be read ({cause(error)})", _META)) from error
     return content

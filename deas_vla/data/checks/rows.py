@@ -206,8 +206,7 @@ def _check_vectors(file: File, parquet: pq.ParquetFile, name: str, width: int) -
                 yield Finding(file.path, f"{what}, meta/info.json declares {width}", _DROP)
                 return
         numbers = values.to_numpy(zero_copy_only=False)
-        bad = np.flatnonzero(~np.isfinite(numbers)) if numbers.dtype.kind == "f" else []
-        for at in bad[:1]:
+        for at in np.flatnonzero(~np.isfinite(numbers))[:1]:
             what = f"holds {numbers[at]} in row {row + at // width} of column {name}"
             yield Finding(file.path, what, _DROP)
             return

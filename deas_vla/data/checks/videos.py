@@ -51,8 +51,8 @@ def _check_stream(
         )
     assert file.begin is not None
     needed = np.round(file.begin * plan.fps).astype(np.int64) + plan.lengths[file.episodes]
-    short = np.flatnonzero(needed > stream.frames) if stream.frames else []
-    for k in short[:1]:
+    short = np.flatnonzero(needed > stream.frames)
+    for k in short[:1] if stream.frames else ():
         yield Finding(
             file.path,
             f"holds {stream.frames} frames, episode {file.episodes[k]} needs {needed[k]}",
