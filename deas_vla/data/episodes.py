@@ -118,8 +118,10 @@ def load_episodes(
 ) -> EpisodeTable:
     """Reads a LeRobotDataset v3 without decoding any video.
 
-    Success comes from `next.success`. Where that column is missing, an episode counts as solved at
-    its last step if its last `next.reward` is positive, which is what sparse-reward datasets mean.
+    Success comes from `next.success`. Where that column is missing, a `next.reward` of zeros and
+    ones that no episode starts with a one of says it step by step (RoboCasa's datasets, whose
+    demonstrations go on after the success); of any other an episode counts as solved at its last
+    step if the reward there is positive, which is what sparse-reward datasets mean.
 
     Args:
         repo_id: `user/name`.
@@ -140,7 +142,7 @@ def load_episodes(
     start = np.flatnonzero(np.append(True, np.diff(index) != 0))
     end = np.append(start[1:], len(index))
     reward = _scalars(layout, table, "next.reward", index)
-    success = _success(layout, table, reward, end)
+    success = _success(layout, table, reward, start, end)
     solved = np.logical_or.reduceat(success, start)
     last = np.zeros(len(index), dtype=bool)
     last[end - 1] = True
@@ -254,11 +256,15 @@ def _success(
     layout: DatasetLayout,
     table: pa.Table,
     reward: NDArray[np.float32] | None,
+    episode_start: NDArray[np.integer],
     episode_end: NDArray[np.integer],
 ) -> NDArray[np.bool_]:
     if "next.success" in table.column_names:
         return vectors(table["next.success"]).reshape(-1).astype(np.float32) > 0.5
     assert reward is not None
+    if np.isin(reward, (0, 1)).all() and not reward[episode_start].any():
+        indicator: NDArray[np.bool_] = reward > 0
+        return indicator
     success = np.zeros(len(reward), dtype=bool)
     success[episode_end - 1] = reward[episode_end - 1] > 0
     dense = int((reward[~success] > 0).sum())

@@ -62,6 +62,20 @@ def test_a_dense_reward_does_not_say_what_success_is(copy):
     assert f"positive at {inside} frames" in message and "--critic.reward.kind=dataset" in message
 
 
+def test_a_reward_of_zeros_and_ones_says_when_it_is_solved(copy):
+    """As in RoboCasa's demonstrations, which go on for a while after the success."""
+    reward = np.zeros(sum(LENGTHS), dtype=np.float32)
+    reward[8:12] = 1  # the last four steps of the first episode
+    reward[40] = 1  # in the middle of the fourth
+    edit_columns(copy, next__success=None, next__reward=reward)
+    table = load_episodes("test/recorded", copy)
+    np.testing.assert_array_equal(table.success, reward > 0)
+    np.testing.assert_array_equal(table.episode_success, [True, False, False, True, False])
+    reward[0] = 1  # a reward for being there: it does not say what success is
+    edit_columns(copy, next__reward=reward)
+    assert "positive at" in failure(copy)
+
+
 def test_success_without_reward_column(copy):
     edit_columns(copy, next__reward=None)
     table = load_episodes("test/recorded", copy)
