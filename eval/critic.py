@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import draccus
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.base import Critic
-from deas_vla.data.episodes import EpisodeTable, check_dimensions, load_episodes
+from deas_vla.data.episodes import EpisodeTable, check_dimensions
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline import figures, report
@@ -42,8 +43,10 @@ from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import run_record
 from deas_vla.training.candidates import sample_candidates
-from deas_vla.training.config import FeaturesConfig
-from deas_vla.training.features import Encodings, extract_features
+from deas_vla.training.config import DatasetConfig, FeaturesConfig
+from deas_vla.training.datasets import load_dataset
+from deas_vla.training.encodings import Encodings
+from deas_vla.training.features import extract_features
 
 FRACTIONS = np.linspace(0, 1, 11, dtype=np.float64)
 HALF = len(FRACTIONS) // 2
@@ -111,7 +114,7 @@ def main(config: CriticEvalConfig) -> None:
     started = time.time()
     config.check()
     manifest = read_manifest(config.bundle)
-    table = load_dataset(config.dataset, manifest)
+    table = load_dataset(chosen_dataset(config.dataset, manifest))
     episodes = held_out_episodes(manifest, table, config.episodes)
     output = make_output_dir(config.output_dir or config.bundle / "eval_critic")
     accelerator = Accelerator()
@@ -188,11 +191,11 @@ def main(config: CriticEvalConfig) -> None:
     print(f"results in {output}")
 
 
-def load_dataset(source: DatasetSource, manifest: dict[str, Any]) -> EpisodeTable:
-    trained = manifest["config"]["dataset"]
+def chosen_dataset(source: DatasetSource, manifest: dict[str, Any]) -> DatasetConfig:
+    """The dataset that the flags name, or the one or the mixture that was trained on."""
     if source.repo_id is None and source.root is None:
-        return load_episodes(trained["repo_id"], trained["root"])
-    return load_episodes(source.repo_id or "local/dataset", source.root)
+        return draccus.decode(DatasetConfig, manifest["config"]["dataset"])
+    return DatasetConfig(source.repo_id or "local/dataset", source.root)
 
 
 def fitting_critic(

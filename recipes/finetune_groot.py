@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from deas_vla.bundle import write_bundle
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
-from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes, split_episodes
+from deas_vla.data.episodes import EpisodeTable, episode_digests, split_episodes
 from deas_vla.data.layout import open_dataset
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig
 from deas_vla.guidance.guided import ValueGuidedPolicy
@@ -27,6 +27,7 @@ from deas_vla.training.checkpoints import recorded_run
 from deas_vla.training.config import FinetuneConfig
 from deas_vla.training.critic import train_critic
 from deas_vla.training.critic_data import check_critic_data
+from deas_vla.training.datasets import load_dataset, provenance
 from deas_vla.training.features import check_statistics, dataset_statistics, extract_features
 from deas_vla.training.policy import finetune_policy, restore_policy
 from deas_vla.training.preemption import Preemption
@@ -36,7 +37,7 @@ from deas_vla.training.trackers import identity, make_accelerator
 
 def main(config: FinetuneConfig) -> None:
     config.check()
-    table = load_episodes(config.dataset.repo_id, config.dataset.root)
+    table = load_dataset(config.dataset)
     output = make_output_dir(config.output_dir)
     accelerator = make_accelerator(config)
     same = identity(config, table.fingerprint)
@@ -79,7 +80,9 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         vla, table, config.features, cache, accelerator, keep_tokens=keep_tokens
     )
     if finetunes:
-        trained = finetune_policy(vla, encodings, table, train, held_out, config.policy, run)
+        trained = finetune_policy(
+            vla, encodings, table, train, held_out, config.policy, run, shares=config.dataset.shares
+        )
         if trained is not None:
             vla = load_vla(vla_config, dataset_stats=statistics, device=device)
             restore_policy(vla, config.policy, trained)
@@ -100,7 +103,14 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
                 accelerator=accelerator,
             )
         critic = train_critic(
-            table, encodings.pooled, train, held_out, config.critic, run, candidates=candidates
+            table,
+            encodings.pooled,
+            train,
+            held_out,
+            config.critic,
+            run,
+            candidates=candidates,
+            shares=config.dataset.shares,
         )
     elif (output / "critic").is_dir():
         critic = load_critic(output / "critic", device)
@@ -121,6 +131,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         **run_record(config, started),
         "data": {
             "repo_id": table.repo_id,
+            "sources": provenance(config.dataset, table),
             "fingerprint": table.fingerprint,
             "episodes": table.num_episodes,
             "successful_episodes": int(table.episode_success.sum()),

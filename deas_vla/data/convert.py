@@ -20,12 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from deas_vla.cli import run
+from deas_vla.data.check import check_dataset, require_sound
 from deas_vla.data.layout import vectors
 from deas_vla.errors import DeasError
 
 _VERSIONS = ("v2.0", "v2.1")
+_MANY = 1000  # episodes from which on a progress bar tells how far it is
 
 
 @dataclass
@@ -44,9 +47,11 @@ class ConvertConfig:
 def convert_v2(root: str | Path, output_root: str | Path) -> Path:
     """Converts a dataset of format 2.0 or 2.1 to a LeRobotDataset v3, offline.
 
-    Frames, actions, rewards and tasks stay as they are. For 2.0, video features without files are
-    dropped, `timestamp` becomes `frame_index / fps` (some exporters start it one frame late, which
-    would read every image one frame late), and statistics per episode are computed.
+    Frames, actions, rewards and tasks stay as they are. `timestamp` becomes `frame_index / fps`
+    where it is not (some exporters start it one frame late, which would read every image one frame
+    late); statistics per episode are computed where they are missing, and dimensions without names
+    get those of GR00T's `modality.json`, which is kept. For 2.0, video features without files are
+    dropped.
 
     Args:
         root: directory of the old dataset; it is not changed.
@@ -56,19 +61,28 @@ def convert_v2(root: str | Path, output_root: str | Path) -> Path:
         `output_root`.
 
     Raises:
-        DeasError: `root` is no such dataset, `output_root` exists, or LeRobot's converter fails.
+        DeasError: `root` is no such dataset or its files are not what its metadata say,
+            `output_root` exists, or LeRobot's converter fails.
     """
     source, output = Path(root), Path(output_root)
     info = _old_info(source)
     if output.exists():
         raise DeasError(f"output_root {output} exists: choose another directory or remove it")
+    require_sound(source)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as staging:
         copy = Path(staging) / "dataset"
         _copy_without_videos(source, copy)
-        if info["codebase_version"] == "v2.0":
-            _upgrade_to_v21(copy, info)
+        _upgrade(copy, info)
         _run_lerobot_converter(source, copy)
+        for extra in sorted((source / "meta").glob("*.json")):  # modality.json, embodiment.json
+            if not (copy / "meta" / extra.name).exists():
+                shutil.copyfile(extra, copy / "meta" / extra.name)
+        for finding in check_dataset(copy)[:1]:
+            raise DeasError(
+                f"{source} would not convert to a sound dataset ({finding.what} in "
+                f"{finding.file.relative_to(copy)}): {finding.remedy}"
+            )
         os.replace(copy, output)
     return output
 
@@ -114,36 +128,85 @@ def _copy_without_videos(source: Path, copy: Path) -> None:
         (copy / "videos").symlink_to((source / "videos").resolve(), target_is_directory=True)
 
 
-def _upgrade_to_v21(root: Path, info: dict[str, Any]) -> None:
-    """Brings a copy from format 2.0 to 2.1, in place."""
+def _upgrade(root: Path, info: dict[str, Any]) -> None:
+    """Brings a copy of format 2.0 or 2.1 to what LeRobot's converter expects, in place."""
     from lerobot.utils.constants import DEFAULT_FEATURES
 
-    features = {
-        name: feature
-        for name, feature in info["features"].items()
-        if feature["dtype"] != "video" or any((root / "videos").glob(f"*/{name}/*.mp4"))
-    }
-    features |= {name: dict(feature) for name, feature in DEFAULT_FEATURES.items()}
+    fps, old = float(info["fps"]), info["codebase_version"] == "v2.0"
+    features = info["features"]
+    if old:
+        features = {
+            name: feature
+            for name, feature in features.items()
+            if feature["dtype"] != "video" or any((root / "videos").glob(f"*/{name}/*.mp4"))
+        }
+        features |= {name: dict(feature) for name, feature in DEFAULT_FEATURES.items()}
+    features = _named(features, root / "meta/modality.json")
     videos = [name for name, feature in features.items() if feature["dtype"] == "video"]
+    stats_file = root / "meta/episodes_stats.jsonl"
+    wanted = old or not stats_file.is_file()
     stats: list[dict[str, Any]] = []
     first_index = 0
-    for episode, path in enumerate(sorted((root / "data").glob("*/*.parquet"))):
-        table = _v21_table(pq.read_table(path), features, float(info["fps"]), first_index)
-        pq.write_table(table, path)
-        first_index += table.num_rows
-        stats.append(
-            {"episode_index": episode, "stats": _episode_stats(root, table, episode, videos)}
-        )
+    paths = sorted((root / "data").glob("*/*.parquet"))
+    for episode, path in enumerate(tqdm(paths, "tables", disable=len(paths) < _MANY)):
+        rows = pq.read_metadata(path).num_rows
+        if old or wanted or not _on_time(path, fps):
+            table = _v21_table(pq.read_table(path), features, fps, first_index)
+            pq.write_table(table, path)
+            if wanted:
+                numbers = _episode_stats(root, table, episode, videos)
+                stats.append({"episode_index": episode, "stats": numbers})
+        first_index += rows
     info = info | {
         "codebase_version": "v2.1",
         "features": features,
         "total_chunks": info.get("total_chunks", 1),
-        "total_videos": len(videos) * len(stats),
+        "total_videos": len(videos) * len(paths),
         "video_path": info.get("video_path") if videos else None,
     }
     (root / "meta/info.json").write_text(json.dumps(info, indent=4))
-    lines = "".join(json.dumps(row) + "\n" for row in stats)
-    (root / "meta/episodes_stats.jsonl").write_text(lines)
+    if wanted:
+        stats_file.write_text("".join(json.dumps(row) + "\n" for row in stats))
+
+
+def _on_time(path: Path, fps: float) -> bool:
+    """Whether a file's `timestamp` is that of its frames."""
+    time = vectors(pq.read_table(path, columns=["timestamp"])["timestamp"]).reshape(-1)
+    return bool((np.abs(time - np.arange(len(time)) / fps) < 1e-4).all())
+
+
+def _named(features: dict[str, Any], modality: Path) -> dict[str, Any]:
+    """Features whose nameless states and actions are named by their parts of `modality.json`."""
+    if not modality.is_file():
+        return features
+    parts = json.loads(modality.read_text(encoding="utf-8"))
+    named = dict(features)
+    for name, kind in (("observation.state", "state"), ("action", "action")):
+        feature = features.get(name, {})
+        size = int(np.prod(feature.get("shape", (0,))))
+        names = [""] * size
+        for part, span in parts.get(kind, {}).items():
+            if span.get("original_key", name) == name:
+                width = span["end"] - span["start"]
+                names[span["start"] : span["end"]] = [
+                    f"{part}.{axis}".rstrip(".") for axis in _axes(part, width)
+                ]
+        if not feature.get("names") and len(names) == size and all(names):
+            named[name] = feature | {"names": names}
+    return named
+
+
+def _axes(part: str, width: int) -> list[str]:
+    """Names of a part's dimensions, as RoboCasa means them."""
+    if width == 1:
+        return [""]
+    if part == "base_motion" and width == 4:
+        return ["x", "y", "yaw", "torso"]
+    if "rotation" in part and width == 4:
+        return list("xyzw")
+    if ("rotation" in part or "position" in part) and width == 3:
+        return list("xyz")
+    return [str(axis) for axis in range(width)]
 
 
 def _v21_table(table: pa.Table, features: dict[str, Any], fps: float, first_index: int) -> pa.Table:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ class EpisodeTable:
         image_keys: cameras, `observation.images.<camera>`.
         fps: frames per second.
         state_names, action_names: one name per dimension.
+        robot_type: e.g. `panda`; None where the dataset does not say.
+        parts: the tables that `join_tables` made this one of, none for a dataset by itself.
     """
 
     repo_id: str
@@ -72,6 +74,8 @@ class EpisodeTable:
     fps: float
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    robot_type: str | None = None
+    parts: tuple["EpisodeTable", ...] = ()
 
     @property
     def num_frames(self) -> int:
@@ -82,6 +86,11 @@ class EpisodeTable:
     def num_episodes(self) -> int:
         """`E`."""
         return len(self.episode_start)
+
+    @property
+    def sources(self) -> tuple["EpisodeTable", ...]:
+        """The datasets that the episodes come from, in order: `parts`, or this table itself."""
+        return self.parts or (self,)
 
     @property
     def episode_lengths(self) -> NDArray[np.int64]:
@@ -109,8 +118,10 @@ def load_episodes(
 ) -> EpisodeTable:
     """Reads a LeRobotDataset v3 without decoding any video.
 
-    Success comes from `next.success`. Where that column is missing, an episode counts as solved at
-    its last step if its last `next.reward` is positive, which is what sparse-reward datasets mean.
+    Success comes from `next.success`. Where that column is missing, a `next.reward` of zeros and
+    ones that no episode starts with a one of says it step by step (RoboCasa's datasets, whose
+    demonstrations go on after the success); of any other an episode counts as solved at its last
+    step if the reward there is positive, which is what sparse-reward datasets mean.
 
     Args:
         repo_id: `user/name`.
@@ -131,7 +142,7 @@ def load_episodes(
     start = np.flatnonzero(np.append(True, np.diff(index) != 0))
     end = np.append(start[1:], len(index))
     reward = _scalars(layout, table, "next.reward", index)
-    success = _success(layout, table, reward, end)
+    success = _success(layout, table, reward, start, end)
     solved = np.logical_or.reduceat(success, start)
     last = np.zeros(len(index), dtype=bool)
     last[end - 1] = True
@@ -161,6 +172,7 @@ def load_episodes(
         fps=layout.fps,
         state_names=_names(features["observation.state"], state.shape[1]),
         action_names=_names(features["action"], action.shape[1]),
+        robot_type=layout.info.get("robot_type"),
     )
 
 
@@ -244,11 +256,15 @@ def _success(
     layout: DatasetLayout,
     table: pa.Table,
     reward: NDArray[np.float32] | None,
+    episode_start: NDArray[np.integer],
     episode_end: NDArray[np.integer],
 ) -> NDArray[np.bool_]:
     if "next.success" in table.column_names:
         return vectors(table["next.success"]).reshape(-1).astype(np.float32) > 0.5
     assert reward is not None
+    if np.isin(reward, (0, 1)).all() and not reward[episode_start].any():
+        indicator: NDArray[np.bool_] = reward > 0
+        return indicator
     success = np.zeros(len(reward), dtype=bool)
     success[episode_end - 1] = reward[episode_end - 1] > 0
     dense = int((reward[~success] > 0).sum())
@@ -325,59 +341,6 @@ def _fingerprint(layout: DatasetLayout, episodes: Sequence[int] | None) -> str:
     if episodes is None:
         return content
     return hashlib.sha256(f"{content}:{list(episodes)}".encode()).hexdigest()
-
-
-def join_tables(tables: Sequence[EpisodeTable]) -> EpisodeTable:
-    """Episodes of several datasets as one table, in their order, renumbered.
-
-    Its ``root`` and ``repo_id`` are those of the first: videos are read through each table's own.
-
-    Raises:
-        DeasError: Tables of other dimensions, or of which only some have ``next.reward``.
-    """
-    first = tables[0]
-    for table in tables[1:]:
-        if (table.state_names, table.action_names) != (first.state_names, first.action_names):
-            raise DeasError(
-                f"dataset {table.root} has states {table.state_names} and actions "
-                f"{table.action_names}, {first.root} has {first.state_names} and "
-                f"{first.action_names}: join datasets of one robot"
-            )
-    tasks = tuple(dict.fromkeys(task for table in tables for task in table.tasks))
-    frames = np.cumsum([0, *(table.num_frames for table in tables)])[:-1]
-    count = sum(table.num_episodes for table in tables)
-    episode = np.arange(count, dtype=np.int64)
-    rewards = [table.dataset_reward for table in tables]
-    known = [reward for reward in rewards if reward is not None]
-    if 0 < len(known) < len(tables):
-        raise DeasError("only some of the datasets have next.reward: add it to all, or drop it")
-    joined = {
-        name: np.concatenate([getattr(table, name) for table in tables])
-        for name in ("state", "action", "done", "success", "terminated", "truncated")
-    }
-    lengths = np.concatenate([table.episode_lengths for table in tables])
-    number = [
-        np.array([tasks.index(task) for task in table.tasks], dtype=np.int64)[table.task_index]
-        for table in tables
-    ]
-    content = ":".join(table.fingerprint for table in tables)
-    return replace(
-        first,
-        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
-        dataset_reward=np.concatenate(known) if known else None,
-        episode_index=np.repeat(episode, lengths),
-        episode_start=np.concatenate(
-            [table.episode_start + at for table, at in zip(tables, frames, strict=True)]
-        ),
-        episode_end=np.concatenate(
-            [table.episode_end + at for table, at in zip(tables, frames, strict=True)]
-        ),
-        episode_ids=episode,
-        episode_success=np.concatenate([table.episode_success for table in tables]),
-        task_index=np.concatenate(number),
-        tasks=tasks,
-        **joined,
-    )
 
 
 def episode_digests(table: EpisodeTable, episodes: NDArray[np.int64]) -> list[str]:

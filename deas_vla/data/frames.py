@@ -6,6 +6,7 @@ needs all frames (feature extraction, previews) reads each file as what it is: a
 
 import io
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import av
@@ -30,8 +31,8 @@ def iter_episode_frames(
     costs one. Pixels equal those of `LeRobotDataset` with its `pyav` backend exactly.
 
     Args:
-        root: the dataset's directory.
-        table: the episodes' bounds, from `load_episodes`.
+        root: the dataset's directory; that of each part where the table was joined.
+        table: the episodes' bounds, from `load_episodes` or `join_tables`.
         image_keys: cameras, e.g. `observation.images.front`.
         episodes: episode rows, best in ascending order; None for all.
 
@@ -41,16 +42,36 @@ def iter_episode_frames(
     Raises:
         DeasError: an unknown camera, a missing video file, or a video that lacks frames.
     """
+    rows = range(table.num_episodes) if episodes is None else episodes
+    if table.parts:
+        yield from _frames_of_parts(table, image_keys, rows)
+        return
     layout = open_dataset(table.repo_id, root)
     readers = {key: _reader(layout, key) for key in image_keys}
     try:
-        for row in range(table.num_episodes) if episodes is None else episodes:
+        for row in rows:
             episode = int(table.episode_ids[row])
             length = int(table.episode_lengths[row])
             yield row, {key: reader.read(episode, length) for key, reader in readers.items()}
     finally:
         for reader in readers.values():
             reader.close()
+
+
+def _frames_of_parts(
+    table: EpisodeTable, image_keys: Sequence[str], episodes: Sequence[int]
+) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
+    end = np.cumsum([part.num_episodes for part in table.parts])
+
+    def owner(row: int) -> int:
+        return int(np.searchsorted(end, row, side="right"))
+
+    for k, rows in groupby(episodes, owner):
+        part = table.parts[k]
+        first = int(end[k]) - part.num_episodes
+        own = [row - first for row in rows]
+        for row, pictures in iter_episode_frames(part.root, part, image_keys, own):
+            yield row + first, pictures
 
 
 class _VideoReader:

@@ -56,12 +56,7 @@ class DatasetLayout:
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """(height, width) of each camera's pictures, pixels."""
-        sizes = {}
-        for key in self.image_keys:
-            feature = self.info["features"][key]
-            first = 1 if "channel" in feature["names"][0] else 0  # (3, H, W) or (H, W, 3)
-            sizes[key] = tuple(feature["shape"][first : first + 2])
-        return sizes
+        return {key: picture_size(self.info["features"][key]) for key in self.image_keys}
 
     def is_video(self, image_key: str) -> bool:
         """Whether a camera is stored as video (else its frames are images in the parquet files)."""
@@ -116,7 +111,7 @@ def open_dataset(repo_id: str, root: str | Path | None = None) -> DatasetLayout:
     Raises:
         DeasError: the directory is missing, is no LeRobot dataset, is of version 2.x, or is empty.
     """
-    path = _resolve_root(repo_id, root)
+    path = resolve_root(repo_id, root)
     info = _read_info(path)
     tasks = path / "meta/tasks.parquet"
     files = sorted((path / "meta/episodes").glob("*/*.parquet"))
@@ -132,6 +127,14 @@ def open_dataset(repo_id: str, root: str | Path | None = None) -> DatasetLayout:
     )
 
 
+def picture_size(feature: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of a camera by its entry in `info.json`: (3, H, W) or (H, W, 3)."""
+    names = feature.get("names") or [""]
+    first = 1 if "channel" in names[0] else 0
+    height, width = feature["shape"][first : first + 2]
+    return int(height), int(width)
+
+
 def vectors(column: pa.ChunkedArray) -> NDArray[Any]:
     """A parquet column of equally long lists as (T, D), or of scalars as (T,)."""
     array = column.combine_chunks()
@@ -141,7 +144,12 @@ def vectors(column: pa.ChunkedArray) -> NDArray[Any]:
     return np.asarray(array.to_numpy(zero_copy_only=False))
 
 
-def _resolve_root(repo_id: str, root: str | Path | None) -> Path:
+def resolve_root(repo_id: str, root: str | Path | None) -> Path:
+    """Directory of a dataset: `root`, or where LeRobot keeps `repo_id`, fetched if need be.
+
+    Raises:
+        DeasError: it is not there.
+    """
     if root is not None:
         path = Path(root)
         if not path.is_dir():

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deas_vla.cli import run
+from deas_vla.data.check import require_sound
 from deas_vla.data.episodes import EpisodeTable, load_episodes
 from deas_vla.data.layout import DatasetLayout, open_dataset
 from deas_vla.data.recording import quiet_lerobot, staging_directory
@@ -72,8 +73,10 @@ def merge(
         solved: Sources whose episodes all succeed, where they do not say so themselves.
 
     Raises:
-        DeasError: Sources that do not fit together, by field; `output` exists.
+        DeasError: A damaged source, sources that do not fit together, by field; `output` exists.
     """
+    for source in sources:
+        require_sound(source)
     layouts = [open_dataset(repo_id, source) for source in sources]
     shared = _shared_features(layouts)
     staging = staging_directory(output)

@@ -14,7 +14,8 @@ from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.policies.vla import VLA
-from deas_vla.training.features import Encodings, work_list
+from deas_vla.training.encodings import Encodings
+from deas_vla.training.features import work_list
 from deas_vla.training.policy import policy_targets
 
 _FRAMES = 64  # decoded at once

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 from deas_vla.critic.config import CriticConfig
 from deas_vla.data.pooling import PoolingConfig
 from deas_vla.data.rewards import RewardConfig
+from deas_vla.data.sampling import Balance
 from deas_vla.data.tails import TailConfig
 from deas_vla.data.transitions import Tail
 from deas_vla.errors import DeasError
@@ -21,18 +23,53 @@ _CRITIC_COUNTS = ("horizon", "policy_samples", "log_every")
 
 
 @dataclass
-class DatasetConfig:
+class SourceConfig:
     """A LeRobotDataset v3.
 
     Attributes:
         repo_id: ``user/name``; fetched from the Hub where ``root`` is not given.
         root: Its directory.
-        holdout: Share of the episodes kept out of all training, for offline evaluation.
+        weight: Its part of every batch, relative to the other datasets' weights; as many frames as
+            it has when all are left out.
     """
 
     repo_id: str = "local/dataset"
     root: str | None = None
+    weight: float | None = None
+
+
+@dataclass
+class DatasetConfig(SourceConfig):
+    """One dataset, or a mixture of several of one robot.
+
+    Attributes:
+        holdout: Share of the episodes kept out of all training, for offline evaluation.
+        extra: Further datasets: ``--dataset.extra='[{root: DIR, weight: 1}]'``.
+    """
+
     holdout: float = 0.1
+    extra: list[SourceConfig] = field(default_factory=list)
+
+    @property
+    def sources(self) -> list[SourceConfig]:
+        """All datasets, in the order of their episodes."""
+        return [SourceConfig(self.repo_id, self.root, self.weight), *self.extra]
+
+    @property
+    def shares(self) -> list[float] | None:
+        """The datasets' weights, None where they count by size.
+
+        Raises:
+            DeasError: Only some have one, or one is not above 0.
+        """
+        weights = [source.weight for source in self.sources]
+        given = [weight for weight in weights if weight is not None]
+        if len(given) not in (0, len(weights)) or any(not weight > 0 for weight in given):
+            raise DeasError(
+                f"dataset weights {weights}: give each dataset one above 0 (--dataset.weight and "
+                "weight in --dataset.extra), or none"
+            )
+        return given if given and len(weights) > 1 else None
 
 
 @dataclass
@@ -114,6 +151,9 @@ class CriticTrainingConfig(CriticConfig):
     Attributes:
         steps: Updates.
         batch_size: Transitions per update, over all processes.
+        balance: Which groups of transitions a batch holds equally many of: ``none``, ``outcome``
+            (of episodes that succeed and that fail), ``task``, or ``outcome_task`` (each task,
+            and within it each outcome).
         schedule: Of the learning rate: ``constant`` (the paper's) or ``cosine`` to 0 after 5 %
             warm-up.
         grad_clip: Largest gradient norm over all networks; 0 leaves gradients alone.
@@ -131,6 +171,7 @@ class CriticTrainingConfig(CriticConfig):
 
     steps: int = 10_000
     batch_size: int = 256
+    balance: str = "none"
     schedule: str = "constant"
     grad_clip: float = 0.0
     compile: bool = False
@@ -212,6 +253,12 @@ class FinetuneConfig:
                 raise DeasError(
                     f"stage '{stage}' is unknown: --stages takes some of {list(STAGES)}"
                 )
+        if self.critic.balance not in get_args(Balance):
+            raise DeasError(
+                f"critic.balance '{self.critic.balance}' is unknown: use one of "
+                f"{list(get_args(Balance))}"
+            )
+        _ = self.dataset.shares
         if self.policy.episodes not in ("all", "successful"):
             raise DeasError(
                 f"policy.episodes '{self.policy.episodes}' is unknown: use all or successful"

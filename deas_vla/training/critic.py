@@ -1,5 +1,6 @@
 """The ``critic`` stage: offline value learning on cached features (algorithms: DEAS losses)."""
 
+from collections.abc import Sequence
 from itertools import tee
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from deas_vla.critic.base import Critic
 from deas_vla.data.dataset import TransitionDataset, bootstrap_episodes
 from deas_vla.data.episodes import EpisodeTable
+from deas_vla.data.sampling import row_weights
 from deas_vla.evaluation.offline.ranking import chunks_of_other_episodes, win_rate
 from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks
 from deas_vla.training.config import CriticTrainingConfig
@@ -30,6 +32,7 @@ def train_critic(
     run: Run,
     *,
     candidates: NDArray[np.floating] | None = None,
+    shares: Sequence[float] | None = None,
 ) -> Critic:
     """Train a critic on the chunk transitions of ``episodes``, from the last checkpoint on.
 
@@ -42,6 +45,7 @@ def train_critic(
         run: Processes, seed, checkpoints.
         candidates: (T, N, H, A) policy samples at every frame: what ``qc`` bootstraps from, and
             the other algorithms never see.
+        shares: What part of a batch comes from each of ``table.sources``; by size when left out.
 
     Returns:
         The critic, unwrapped, in evaluation mode.
@@ -89,7 +93,9 @@ def train_critic(
     )
     start = checkpoints.resume()
     update.resume(start)
-    draws, ahead = tee(run.batches(len(data), config.batch_size, range(start, config.steps)))
+    weights = row_weights(table, transitions.start, shares, config.balance)
+    steps = range(start, config.steps)
+    draws, ahead = tee(run.batches(len(data), config.batch_size, steps, weights))
     bar = run.bar(zip(draws, data.batches(ahead), strict=True), "critic", start, config.steps)
     with run.preemption.deferred():
         for step, (draw, batch) in enumerate(bar, start):

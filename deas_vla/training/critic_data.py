@@ -45,8 +45,15 @@ def check_critic_data(
 
     Raises:
         DeasError: A setting without meaning, a reward that is not finite, no chunk long enough,
-            or a support that does not contain the dataset's returns.
+            a support that does not contain the dataset's returns, or no success in all the
+            dataset, unless its own reward says what is better.
     """
+    if config.reward.kind != "dataset" and not table.episode_success.any():
+        raise DeasError(
+            f"dataset {table.root} has {table.num_episodes} episodes and not one success: a critic "
+            "learns what is better from both outcomes, so add demonstrations or rollouts that "
+            "succeed (--dataset.extra)"
+        )
     make_transitions(table, episodes, config)
     critic_config(table, 0, episodes, config).validate()
 

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,44 +23,7 @@ from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import STATS_FILE, pool_encoding
 from deas_vla.policies.vla import VLA, Encoding
 from deas_vla.training.config import FeaturesConfig
-
-
-class Rows(Protocol):
-    """Rows that frames pick: an array, on disk or not, or several of them."""
-
-    def __getitem__(self, frames: NDArray[np.int64], /) -> NDArray[np.float16]:
-        """float16 (B, width) of ``frames`` (B,)."""
-
-
-@dataclass(frozen=True)
-class Encodings:
-    """What the frozen backbone made of all frames.
-
-    Attributes:
-        pooled: float16 (T, F), the critic's features.
-        tokens: float16 (T, L * D), padded on the left, as rows of frames; None where the action
-            head is not trained.
-        token_mask: bool (K, L) per instruction, false on padding.
-        image_mask: bool (K, L) per instruction.
-        task_index: int64 (T,), instruction of each frame.
-    """
-
-    pooled: NDArray[np.float16]
-    tokens: Rows | None
-    token_mask: Tensor
-    image_mask: Tensor
-    task_index: NDArray[np.int64]
-
-    def batch(self, frames: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
-        """Tokens (B, L, D) and masks (B, L) of the given frames, on ``device``."""
-        assert self.tokens is not None
-        task = torch.from_numpy(self.task_index[frames])
-        tokens = torch.from_numpy(self.tokens[frames])  # (B, L * D)
-        return {
-            "tokens": tokens.unflatten(1, (self.token_mask.shape[1], -1)).to(device),
-            "token_mask": self.token_mask[task].to(device),
-            "image_mask": self.image_mask[task].to(device),
-        }
+from deas_vla.training.encodings import Encodings, join_encodings
 
 
 def extract_features(
@@ -76,7 +39,8 @@ def extract_features(
 
     Args:
         vla: Its backbone is frozen, so a frame's tokens are a constant.
-        table: The dataset.
+        table: The dataset. Each part of a joined one has a cache of its own, so that a mixture
+            with one more dataset computes that one alone.
         config: Pooling and batch size.
         directory: Parent of the caches, which are named by their fingerprint.
         accelerator: Missing episodes are shared out over its processes.
@@ -85,6 +49,12 @@ def extract_features(
     Raises:
         DeasError: A disk that is too small, a video that cannot be read.
     """
+    if table.parts:
+        parts = [
+            extract_features(vla, part, config, directory, accelerator, keep_tokens=keep_tokens)
+            for part in table.parts
+        ]
+        return join_encodings(parts, table.parts, table)
     token_mask, image_mask = task_masks(vla, table.tasks)
     length, width = token_mask.shape[1], vla.spec.token_dim
     dims = {"pooled": feature_dim(config.pooling, len(vla.spec.image_keys), width)}
@@ -175,11 +145,13 @@ def task_masks(vla: VLA, tasks: tuple[str, ...], batch_size: int = 32) -> tuple[
     """
     parts = [_masks(vla, tasks[at : at + batch_size]) for at in range(0, len(tasks), batch_size)]
     length = max(valid.shape[1] for valid, _ in parts)
-    valid, image = (
-        torch.cat([pad(masks[k], (length - masks[k].shape[1], 0)) for masks in parts])
-        for k in range(2)
-    )
+    valid, image = (torch.cat([_padded(masks[k], length) for masks in parts]) for k in range(2))
     return valid, image
+
+
+def _padded(mask: Tensor, length: int) -> Tensor:
+    """A mask (K, L) with false on the left up to ``length``."""
+    return pad(mask, (length - mask.shape[1], 0))
 
 
 def _masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:

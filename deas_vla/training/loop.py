@@ -3,9 +3,12 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deas_vla.data.dataset import Draw
+from deas_vla.data.sampling import draw_rows
 from deas_vla.errors import DeasError
 
 
@@ -17,6 +20,7 @@ def index_batches(
     *,
     rank: int = 0,
     world: int = 1,
+    weights: NDArray[np.float64] | None = None,
 ) -> Iterator[Draw]:
     """Random draws with replacement: every process yields its slice of the same global batch.
 
@@ -30,6 +34,7 @@ def index_batches(
         seed: The same on every process.
         rank: This process.
         world: Processes in all.
+        weights: (count,) how likely each row is, from `row_weights`; None for all alike.
 
     Yields:
         ``batch_size / world`` rows and their seeds.
@@ -45,8 +50,13 @@ def index_batches(
     tails = torch.Generator().manual_seed(seed + 1)  # of its own: rows stay what they were
     local = batch_size // world
     mine = slice(rank * local, (rank + 1) * local)
+    cumulative = None if weights is None else np.cumsum(weights)
     for step in range(steps.stop):
-        drawn = torch.randint(count, (batch_size,), generator=generator)
+        if cumulative is None:
+            drawn = torch.randint(count, (batch_size,), generator=generator)
+        else:
+            uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+            drawn = torch.from_numpy(draw_rows(cumulative, uniform.numpy()))
         seeds = torch.randint(2**62, (batch_size,), generator=tails)
         if step >= steps.start:
             yield Draw(drawn[mine], seeds[mine])

@@ -1,5 +1,6 @@
 """The ``policy`` stage: LoRA on the flow-matching action head, by GR00T's own loss."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deas_vla.data.episodes import EpisodeTable
+from deas_vla.data.sampling import row_weights
 from deas_vla.data.transitions import gather_chunks
 from deas_vla.errors import DeasError
 from deas_vla.policies.vla import VLA
 from deas_vla.training.config import PolicyConfig
 from deas_vla.training.divergence import LossWatch
-from deas_vla.training.features import Encodings
+from deas_vla.training.encodings import Encodings
 from deas_vla.training.loop import warmup_cosine
 from deas_vla.training.run import Run
 
@@ -98,6 +100,8 @@ def finetune_policy(
     held_out: NDArray[np.int64],
     config: PolicyConfig,
     run: Run,
+    *,
+    shares: Sequence[float] | None = None,
 ) -> dict[str, Tensor] | None:
     """Train the adapter in place, from the last checkpoint on.
 
@@ -111,6 +115,7 @@ def finetune_policy(
         held_out: Episode rows that the offline metric is measured on; may be none.
         config: Adapter and training.
         run: Processes, seed, checkpoints.
+        shares: What part of a batch comes from each of ``table.sources``; by size when left out.
 
     Returns:
         None, but under FSDP, which leaves every process with shards: then the trained tensors by
@@ -152,7 +157,8 @@ def finetune_policy(
         f"lower --policy.lr ({config.lr}) or check the dataset's actions",
     )
     start = checkpoints.resume()
-    draws = run.batches(len(starts), config.batch_size, range(start, config.steps))
+    weights = row_weights(table, starts, shares)
+    draws = run.batches(len(starts), config.batch_size, range(start, config.steps), weights)
     bar = run.bar(draws, "policy", start, config.steps)
     vla.model.train()
     with run.preemption.deferred(), vla.gradient_checkpointing(config.gradient_checkpointing):

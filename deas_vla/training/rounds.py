@@ -14,19 +14,25 @@ from deas_vla.bundle import open_bundle, read_manifest, write_bundle
 from deas_vla.data.episodes import (
     EpisodeTable,
     episode_digests,
-    join_tables,
     load_episodes,
     split_episodes,
 )
+from deas_vla.data.joining import join_tables
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import plain, provenance
 from deas_vla.training.checkpoints import CheckpointConfig, recorded_run
-from deas_vla.training.config import CriticTrainingConfig, FeaturesConfig, PolicyConfig
+from deas_vla.training.config import (
+    CriticTrainingConfig,
+    DatasetConfig,
+    FeaturesConfig,
+    PolicyConfig,
+)
 from deas_vla.training.critic import train_critic
-from deas_vla.training.features import Encodings, extract_features
-from deas_vla.training.joining import join_encodings
+from deas_vla.training.datasets import load_dataset
+from deas_vla.training.encodings import Encodings, join_encodings
+from deas_vla.training.features import extract_features
 from deas_vla.training.policy import finetune_policy
 from deas_vla.training.preemption import Preemption
 from deas_vla.training.run import Run
@@ -155,8 +161,7 @@ def _gather(
     settings: Retraining,
     accelerator: Accelerator,
 ) -> RoundData:
-    trained = manifest["config"]["dataset"]
-    tables = [load_episodes(trained["repo_id"], trained["root"])]
+    tables = [load_dataset(draccus.decode(DatasetConfig, manifest["config"]["dataset"]))]
     tables += [load_episodes(ROLLOUTS, place) for place in rollouts]
     # Each dataset has its own cache: a later round computes what is new.
     caches = [bundle / "cache", *(place.parent / "cache" for place in rollouts)]

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from deas_vla.data.dataset import Draw
@@ -34,7 +36,13 @@ class Run:
     seed: int
     log: Callable[[dict[str, float], int], None]
 
-    def batches(self, count: int, batch_size: int, steps: range) -> Iterator[Draw]:
+    def batches(
+        self,
+        count: int,
+        batch_size: int,
+        steps: range,
+        weights: NDArray[np.float64] | None = None,
+    ) -> Iterator[Draw]:
         """This process' part of the draws from ``count`` rows; see `index_batches`."""
         return index_batches(
             count,
@@ -43,6 +51,7 @@ class Run:
             self.seed,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
+            weights=weights,
         )
 
     def checkpoints(self, stage: str, **parts: Any) -> Checkpoints:

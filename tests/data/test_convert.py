@@ -117,10 +117,20 @@ def test_bad_input(old, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_lerobot_cannot_convert_is_one_line(small_old, tmp_path):
+def test_a_damaged_source_is_refused(small_old, tmp_path):
     broken = shutil.copytree(small_old, tmp_path / "broken")
     (broken / "meta/tasks.jsonl").unlink()
-    with pytest.raises(DeasError, match="LeRobot could not convert") as error:
+    with pytest.raises(DeasError, match=r"broken/meta/tasks\.jsonl is missing"):
         convert_v2(broken, tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_what_lerobot_cannot_convert_is_one_line(small_old, tmp_path, monkeypatch):
+    def fails(**arguments):
+        raise ValueError("cannot\nconvert")
+
+    monkeypatch.setattr("lerobot.scripts.convert_dataset_v21_to_v30.convert_dataset", fails)
+    with pytest.raises(DeasError, match="LeRobot could not convert") as error:
+        convert_v2(small_old, tmp_path / "new")
     assert "\n" not in str(error.value)
-    assert os.listdir(tmp_path) == ["broken"]
+    assert os.listdir(tmp_path) == []

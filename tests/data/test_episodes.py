@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_cases import IMAGE_KEYS, LENGTHS, OUTCOMES
 
-from deas_vla.data.episodes import check_dimensions, join_tables, load_episodes, split_episodes
+from deas_vla.data.episodes import check_dimensions, load_episodes, split_episodes
 from deas_vla.errors import DeasError
 
 
@@ -62,28 +62,18 @@ def test_a_dense_reward_does_not_say_what_success_is(copy):
     assert f"positive at {inside} frames" in message and "--critic.reward.kind=dataset" in message
 
 
-def test_tables_of_one_robot_join(recorded, copy):
-    """Every episode as it was, under new numbers; instructions that are the same are one."""
-    first, second = load_episodes("test/recorded", recorded), load_episodes("test/copy", copy)
-    second = replace(second, tasks=("another task", *first.tasks), task_index=second.task_index + 1)
-    joined = join_tables([first, second])
-    assert joined.num_episodes == 2 * first.num_episodes
-    assert joined.tasks == (*first.tasks, "another task")
-    assert joined.fingerprint not in (first.fingerprint, second.fingerprint)
-    for row in range(joined.num_episodes):
-        source, at = (first, row) if row < first.num_episodes else (second, row - len(LENGTHS))
-        here, there = joined.frames(row), source.frames(at)
-        np.testing.assert_array_equal(joined.action[here], source.action[there])
-        np.testing.assert_array_equal(joined.success[here], source.success[there])
-        assert set(joined.episode_index[here]) == {row}
-        assert joined.task(row) == first.task(at)
-
-
-def test_tables_of_two_robots_do_not_join(recorded):
-    table = load_episodes("test/recorded", recorded)
-    other = replace(table, action_names=("something", *table.action_names[1:]))
-    with pytest.raises(DeasError, match="join datasets of one robot"):
-        join_tables([table, other])
+def test_a_reward_of_zeros_and_ones_says_when_it_is_solved(copy):
+    """As in RoboCasa's demonstrations, which go on for a while after the success."""
+    reward = np.zeros(sum(LENGTHS), dtype=np.float32)
+    reward[8:12] = 1  # the last four steps of the first episode
+    reward[40] = 1  # in the middle of the fourth
+    edit_columns(copy, next__success=None, next__reward=reward)
+    table = load_episodes("test/recorded", copy)
+    np.testing.assert_array_equal(table.success, reward > 0)
+    np.testing.assert_array_equal(table.episode_success, [True, False, False, True, False])
+    reward[0] = 1  # a reward for being there: it does not say what success is
+    edit_columns(copy, next__reward=reward)
+    assert "positive at" in failure(copy)
 
 
 def test_success_without_reward_column(copy):

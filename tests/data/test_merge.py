@@ -94,16 +94,24 @@ def test_rollouts_must_say_what_became_of_them(demos: Path, tmp_path: Path) -> N
     [
         ({"robot_type": "gr1"}, "differ in robot_type (panda and gr1)"),
         ({"fps": 10}, "differ in fps (20.0 and 10.0)"),
-        ({"features": {"action": {"dtype": "float32", "shape": [3]}}}, "differ in action"),
+        ({"action_names": ["dx", "dz"]}, "differ in action"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
     rollouts: Path, tmp_path: Path, change: dict, message: str
 ) -> None:
-    other = Path(shutil.copytree(rollouts, tmp_path / "other"))
-    info = json.loads((other / "meta/info.json").read_text())
-    features = info["features"] | change.pop("features", {})
-    (other / "meta/info.json").write_text(json.dumps(info | change | {"features": features}))
+    other = tmp_path / "other"
+    with make_recorder(other, **change) as recorder:
+        recorder.add_episode(**vars(make_episode(0, 6, True)))
     with pytest.raises(DeasError) as error:
         merge([rollouts, other], tmp_path / "merged", "a/b")
     assert message in str(error.value) and not (tmp_path / "merged").exists()
+
+
+def test_a_damaged_source_is_refused(rollouts: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(rollouts, tmp_path / "other"))
+    info = json.loads((other / "meta/info.json").read_text())
+    info["features"]["action"]["shape"] = [3]
+    (other / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DeasError, match="holds 2 values a frame in column action"):
+        merge([rollouts, other], tmp_path / "merged", "a/b")

@@ -13,8 +13,7 @@ from recipe_cases import load_script
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import parse
 from deas_vla.errors import DeasError
-from deas_vla.training.features import Encodings
-from deas_vla.training.joining import join_encodings
+from deas_vla.training.encodings import Encodings, join_encodings
 from deas_vla.training.rounds import Retraining, retrain
 
 

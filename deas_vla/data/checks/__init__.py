@@ -1,0 +1,1 @@
+"""What `data/check.py` looks at, part by part."""

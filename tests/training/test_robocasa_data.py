@@ -1,0 +1,110 @@
+"""The layout of RoboCasa's public datasets: converted, checked and trained on, in miniature."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recipe_cases import NANO, load_script, recipe
+from robocasa_miniature import CAMERAS, pictures, robocasa_miniature
+
+from deas_vla.bundle import read_manifest
+from deas_vla.data.check import check_dataset
+from deas_vla.data.convert import convert_v2
+from deas_vla.data.episodes import load_episodes
+from deas_vla.data.frames import iter_episode_frames
+from deas_vla.envs.robocasa.kitchen import ACTION_PARTS, ROBOT_TYPE, STATE_PARTS
+from deas_vla.errors import DeasError
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return robocasa_miniature(tmp_path_factory.mktemp("robocasa") / "old")
+
+
+@pytest.fixture(scope="module")
+def new(old: Path) -> Path:
+    return convert_v2(old, old.parent / "new")
+
+
+def test_what_the_critic_learns_from_survives(old: Path, new: Path) -> None:
+    assert check_dataset(old) == check_dataset(new) == []
+    table = load_episodes("robocasa/miniature", new)
+    assert table.episode_lengths.tolist() == [18, 22, 20] and table.fps == 20
+    assert table.state.shape == (60, 16) and table.action.shape == (60, 12)
+    # Demonstrations go on after the success; the first solved step is where an episode ends.
+    solved = [*range(14, 18), *range(56, 60)]
+    np.testing.assert_array_equal(np.flatnonzero(table.success), solved)
+    assert table.episode_success.tolist() == [True, False, True]
+    assert [table.task(row) for row in range(2)] == ["Open the drawer.", "Close the left drawer."]
+    assert (new / "meta/modality.json").read_text() == (old / "meta/modality.json").read_text()
+
+
+def test_dimensions_have_the_names_of_our_own_rollouts(new: Path) -> None:
+    """So that both join to one dataset."""
+    table = load_episodes("robocasa/miniature", new)
+    state = [f"{part}.{axis}" for part, (_, axes) in STATE_PARTS.items() for axis in axes]
+    action = [f"{part}.{axis}".rstrip(".") for part, axes in ACTION_PARTS.items() for axis in axes]
+    assert table.state_names == tuple(state) and table.action_names == tuple(action)
+    assert table.robot_type == ROBOT_TYPE
+
+
+def test_pictures_belong_to_their_frames(new: Path) -> None:
+    table = load_episodes("robocasa/miniature", new)
+    for row, frames in iter_episode_frames(new, table, CAMERAS):
+        for k, camera in enumerate(CAMERAS):
+            want = pictures(row, k, int(table.episode_lengths[row]), 64).astype(float)
+            error = np.abs(frames[camera] - want).mean(axis=(1, 2, 3))
+            shifted = np.abs(frames[camera][1:] - want[:-1]).mean(axis=(1, 2, 3))
+            assert error.max() < shifted.min(), (row, camera)
+
+
+def test_it_is_trained_on(new: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide"
+    widen = load_script("recipes/nano/widen.py")
+    widen.main(widen.WidenConfig(path=str(NANO), output=wide))
+    output = recipe(
+        new,
+        tmp_path / "run",
+        f"--policy.path={wide}",
+        "--policy.embodiment=new_embodiment",
+        "--policy.train_projectors=true",
+        "--features.pooling.kind=camera_mean",
+        "--dataset.holdout=0",
+        "--critic.horizon=4",
+    )
+    manifest = read_manifest(output)
+    assert manifest["data"]["successful_episodes"] == 2
+    assert set(manifest["data"]["image_sizes"]) == set(CAMERAS)
+
+
+def test_late_timestamps_and_missing_statistics_are_mended(old: Path, tmp_path: Path) -> None:
+    """Exporters start time one frame late, or leave statistics out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    late = Path(shutil.copytree(old, tmp_path / "late"))
+    (late / "meta/episodes_stats.jsonl").unlink()
+    for path in late.rglob("*.parquet"):
+        table = pq.read_table(path)
+        time = (table["timestamp"].to_numpy() + 1 / 20).astype(np.float32)
+        at = table.schema.get_field_index("timestamp")
+        pq.write_table(table.set_column(at, "timestamp", pa.array(time)), path)
+    new = convert_v2(late, tmp_path / "new")
+    assert check_dataset(new) == []
+    stats = json.loads((new / "meta/stats.json").read_text())
+    assert len(stats["action"]["mean"]) == 12 and len(stats[CAMERAS[0]]["mean"]) == 3
+
+
+def test_lost_rows_of_an_old_dataset_are_refused_by_their_own_file(
+    old: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    lost = Path(shutil.copytree(old, tmp_path / "lost"))
+    path = lost / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 15), path)
+    with pytest.raises(DeasError, match=rf"{path} holds 15 frames, meta/ says 22 \(episode 1 has"):
+        convert_v2(lost, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
