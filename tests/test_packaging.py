@@ -31,9 +31,11 @@ LAYERS = {
     "guidance": 3,
     "envs": 4,
     "bundle": 4,
+    "adapters": 4,
     "evaluation": 5,
     "training": 5,
     "serving": 5,
+    "plugin": 5,
 }
 # The critic reads like the paper: tensors, and nothing that knows a robot, a dataset or a VLA.
 CRITIC_MAY_IMPORT = {"numpy", "safetensors", "torch"}
