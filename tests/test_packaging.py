@@ -34,11 +34,21 @@ LAYERS = {
     "evaluation": 5,
     "training": 5,
     "serving": 5,
+    # The package's commands.
+    "serve": 6,
+    "doctor": 6,
+    "__main__": 7,
 }
 # The critic reads like the paper: tensors, and nothing that knows a robot, a dataset or a VLA.
 CRITIC_MAY_IMPORT = {"numpy", "safetensors", "torch"}
-# Where optional simulators may be imported; everything else needs the required packages alone.
-OPTIONAL_IN = ("deas_vla/envs/", "recipes/", "eval/")
+# Where the packages of extras may be imported; everything else needs the required ones alone.
+OPTIONAL_IN = (
+    "deas_vla/envs/",
+    "deas_vla/policies/remote/",
+    "deas_vla/serving/",
+    "recipes/",
+    "eval/",
+)
 
 
 distributions_of_imports = cache(packages_distributions)
