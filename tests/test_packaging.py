@@ -367,6 +367,9 @@ def test_the_cycle_finder_finds_cycles() -> None:
 
 # ---- what may never be written ------------------------------------------------------------------
 
+# LeRobot's protocol is made of pickles. There alone they're read, by an unpickler that knows a dozen
+# classes and calls nothing else.
+UNPICKLES = ("deas_vla/serving/unpickle.py",)
 UNSAFE_MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
@@ -387,7 +390,8 @@ def test_nothing_runs_code_from_data() -> None:
     found = []
     for path in sources(*CODE, "tests"):
         tops = {name.split(".")[0] for name in imported(path)}
-        found += [f"{relative(path)} imports {name}" for name in sorted(tops & UNSAFE_MODULES)]
+        unsafe = tops & UNSAFE_MODULES if relative(path) not in UNPICKLES else set()
+        found += [f"{relative(path)} imports {name}" for name in sorted(unsafe)]
         found += unsafe_calls(path)
     assert found == []
 

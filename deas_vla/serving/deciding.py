@@ -128,7 +128,9 @@ class Decider:
                 q=None if members is None else _numbers(members[:, k : k + 1].amin(0)),
                 value=None if value is None else _numbers(value[k : k + 1]),
                 disagreement=(
-                    None if members is None else _numbers(members[:, k : k + 1].std(0, correction=0))
+                    None
+                    if members is None
+                    else _numbers(members[:, k : k + 1].std(0, correction=0))
                 ),
                 candidates=candidates[k : k + 1] if row.question.options.keep else None,
                 rows=len(rows),

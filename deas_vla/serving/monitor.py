@@ -109,7 +109,9 @@ class View:
 
     def text(self) -> str:
         """The last sessions, latest first."""
-        lines = [f"{'session':12s} {'episode':>7s} {'V':>8s} {'disagr.':>8s} {'state':12s} V so far"]
+        lines = [
+            f"{'session':12s} {'episode':>7s} {'V':>8s} {'disagr.':>8s} {'state':12s} V so far"
+        ]
         for name, found in reversed(self._sessions.items()):
             value = f"{found.values[-1]:8.3f}" if found.values else f"{'-':>8s}"
             spread = "-" if found.disagreement is None else f"{found.disagreement:.3f}"
@@ -138,6 +140,7 @@ class MonitorConfig:
         port: Of the server.
         token: Where it asks for one.
         every_s: Seconds between two looks.
+        timeout_s: Seconds to wait for the server.
         watch: Thresholds.
     """
 
@@ -145,19 +148,20 @@ class MonitorConfig:
     port: int = 5555
     token: str | None = None
     every_s: float = 0.5
+    timeout_s: float = 5.0
     watch: WatchConfig = field(default_factory=WatchConfig)
 
 
-def follow(
-    config: MonitorConfig, show: Callable[[str], object], looks: int | None = None
-) -> None:
+def follow(config: MonitorConfig, show: Callable[[str], object], looks: int | None = None) -> None:
     """Ask the server again and again and show what it says, ``looks`` times or until Ctrl-C.
 
     Raises:
         DeasError: The server does not answer at the first look; later it may come back.
     """
     view, number, reached = View(config.watch), 0, False
-    with PolicyClient(config.host, config.port, timeout_s=5, token=config.token) as client:
+    with PolicyClient(
+        config.host, config.port, timeout_s=config.timeout_s, token=config.token
+    ) as client:
         while looks is None or looks > 0:
             try:
                 found = client.call("monitor", {"since": number})

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deas_vla.errors import DeasError
-from deas_vla.serving.layout import WireLayout
+from deas_vla.policies.remote.layout import WireLayout
 
 _LANGUAGE = ("language.", "annotation.")
 _LONGEST_TASK = 4096  # characters

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from deas_vla.bundle import open_bundle
 from deas_vla.evaluation.engine.agents import blank_batch
 from deas_vla.guidance.guided import ValueGuidedPolicy
+from deas_vla.policies.remote.layout import wire_layout
 from deas_vla.serving.config import LOOPBACK, ServeConfig
-from deas_vla.serving.layout import wire_layout
 from deas_vla.serving.service import Service
 from deas_vla.serving.zmq_server import ZmqServer
 

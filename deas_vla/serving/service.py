@@ -13,12 +13,12 @@ import numpy as np
 from deas_vla import __version__
 from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import ValueGuidedPolicy
+from deas_vla.policies.remote.layout import WireLayout
 from deas_vla.policies.remote.wire import MAX_MESSAGE_BYTES, pack, unpack
-from deas_vla.serving.batcher import Batcher, Busy
+from deas_vla.serving.batcher import Batcher, Busy, Done
 from deas_vla.serving.deciding import Answer, Decider, Question
-from deas_vla.serving.layout import WireLayout
 from deas_vla.serving.monitor import Trace
-from deas_vla.serving.observations import check_embodiment, read_observation
+from deas_vla.serving.observations import Seen, check_embodiment, read_observation
 from deas_vla.serving.options import read_options
 
 _log = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ class Service:
             "n_action_steps": config.n_action_steps,
             "selection": config.selection.rule,
             "critic": self.policy.critic is not None,
+            "state_widths": {name: end - at for name, (at, end) in self.layout.state.items()},
             "waiting": self.batcher.waiting,
             **self.batcher.counts.plain(),
         }
@@ -171,22 +172,35 @@ class Service:
         seen = read_observation(
             data["observation"] if wrapped else data, self.layout, self.batcher.most_rows
         )
-        options = read_options(
-            told, self.policy, len(seen), self._most_candidates, next(self._number)
-        )
-        question = Question(seen, options)
+        question = self.question(seen, told)
         arrived = time.monotonic()
 
         def done(answer: Answer | DeasError) -> None:
             if isinstance(answer, DeasError):
                 reply(_failure(answer))
                 return
-            self.trace.add(options.session or client, answer)
             action = self._action(answer, seen.flat, seen.single)
             info = self._info(question, answer, 1000 * (time.monotonic() - arrived))
             reply(pack([action, info] if wrapped else action))
 
-        self.batcher.submit(question, done)
+        self.submit(question, done, client)
+
+    def question(self, seen: Seen, told: Any) -> Question:
+        """Observations and a request's options, checked; seeds of its own where it tells none."""
+        options = read_options(
+            told, self.policy, len(seen), self._most_candidates, next(self._number)
+        )
+        return Question(seen, options)
+
+    def submit(self, question: Question, done: Done, client: str) -> None:
+        """Queue a question; its answer goes to the monitor and to ``done``. Raises `Busy`."""
+
+        def seen_by_the_monitor(answer: Answer | DeasError) -> None:
+            if isinstance(answer, Answer):
+                self.trace.add(question.options.session or client, answer)
+            done(answer)
+
+        self.batcher.submit(question, seen_by_the_monitor)
 
     def _action(self, answer: Answer, flat: bool, single: bool) -> dict[str, Any]:
         chunk = answer.chunk[0] if single else answer.chunk

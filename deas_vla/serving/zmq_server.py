@@ -4,6 +4,7 @@ import logging
 import queue
 import socket
 import threading
+import time
 from typing import Any
 
 from deas_vla.errors import DeasError
@@ -11,6 +12,7 @@ from deas_vla.policies.remote.client import require_zmq
 from deas_vla.serving.service import Service
 
 _log = logging.getLogger(__name__)
+_DRAIN_S = 60.0  # for requests that wait when the server is told to stop
 _LINGER_MS = 2000  # for replies on their way when the server ends
 
 
@@ -66,7 +68,7 @@ class ZmqServer:
                 self._send_replies()
                 if self._socket in ready:
                     self._receive()
-            self._drain()
+            self._drain(poller)
         finally:
             self._socket.close()
             self._context.term()
@@ -106,10 +108,15 @@ class ZmqServer:
             except zmq.ZMQError as error:
                 _log.warning("a reply was dropped: %s", error)
 
-    def _drain(self) -> None:
+    def _drain(self, poller: Any) -> None:
         """Refuse what still comes, and hand out the answers to what had come before."""
         self._receive()
-        if not self.service.batcher.stop():
+        batcher, until = self.service.batcher, time.monotonic() + _DRAIN_S
+        while not batcher.stop(timeout_s=0) and time.monotonic() < until:
+            poller.poll(50)
+            self._receive()
+            self._send_replies()
+        if batcher.running:
             _log.warning("the policy did not finish what waited; its clients get no answer")
         self._receive()
         self._send_replies()

@@ -8,7 +8,7 @@ import pytest
 
 from deas_vla.bundle import open_bundle
 from deas_vla.guidance.guided import ValueGuidedPolicy
-from deas_vla.serving.layout import wire_layout
+from deas_vla.policies.remote.layout import wire_layout
 from deas_vla.serving.running import in_background
 from deas_vla.serving.service import Service
 from deas_vla.serving.zmq_server import ZmqServer

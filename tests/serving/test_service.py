@@ -198,7 +198,7 @@ def test_a_token_is_asked_for(policy: ValueGuidedPolicy) -> None:
     assert ask(service, {"endpoint": "ping", "api_token": TOKEN})["status"] == "ok"
 
 
-TASKS = ("lift the red cube", "move the red cube", "put the mug into the sink")  # two are as long
+TASKS = ("move the red cube", "push the red cube", "put the mug into the sink")  # two are as long
 
 
 def test_requests_that_wait_together_are_one_call_and_keep_their_own(

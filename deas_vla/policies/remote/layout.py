@@ -100,8 +100,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _told(told: Mapping[str, Any], modality: str, dim: int, file: Path) -> Groups:
     try:
         groups = {
-            name: (int(entry["start"]), int(entry["end"]))
-            for name, entry in told[modality].items()
+            name: (int(entry["start"]), int(entry["end"])) for name, entry in told[modality].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DeasError(
