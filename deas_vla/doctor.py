@@ -4,7 +4,6 @@ import importlib
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -64,8 +63,6 @@ def python() -> Iterator[Line]:
 
     here = Path(__file__).parent.parent
     yield Line(OK, f"deas_vla {__version__} at {here}, python {platform.python_version()}")
-    if sys.version_info < (3, 12):
-        yield Line(BAD, f"python {platform.python_version()}: LeRobot needs 3.12; run make install")
 
 
 def packages() -> Iterator[Line]:

@@ -67,5 +67,5 @@ def test_packages_out_of_range_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_dataset_of_successes_alone_is_noted(tmp_path: Path) -> None:
     from recipe_cases import record
 
-    [line] = [line for line in dataset_lines(record(tmp_path / "one", episodes=1))][-1:]
+    [line] = list(dataset_lines(record(tmp_path / "one", episodes=1)))[-1:]
     assert "all of its episodes succeed" in str(line)

@@ -367,8 +367,8 @@ def test_the_cycle_finder_finds_cycles() -> None:
 
 # ---- what may never be written ------------------------------------------------------------------
 
-# LeRobot's protocol is made of pickles. There alone they're read, by an unpickler that knows a dozen
-# classes and calls nothing else.
+# LeRobot's protocol is made of pickles. There alone they're read, by an unpickler that knows a
+# dozen classes and calls nothing else.
 UNPICKLES = ("deas_vla/serving/unpickle.py",)
 UNSAFE_MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

@@ -1,6 +1,6 @@
 """Whether a robot is done, stuck or out of its data, from what the critic says as it goes.
 
-Light to import: a terminal beside the robot does it, and `evaluation.offline.detection` measures it.
+Light to import: a terminal beside the robot does it. `evaluation.offline.detection` measures it.
 """
 
 import math

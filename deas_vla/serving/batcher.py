@@ -1,4 +1,4 @@
-"""Questions that wait together are decided together: a bounded queue and the policy's own thread."""
+"""Questions that wait together are decided together: a bounded queue, the policy's own thread."""
 
 import logging
 import threading
@@ -134,7 +134,9 @@ class Batcher:
     def _next_group(self) -> list[_Waiting]:
         """The oldest question and its company among those that wait; the others stay in order."""
         first = self._queue[0]
-        rows, group, rest = 0, [], []
+        rows = 0
+        group: list[_Waiting] = []
+        rest: list[_Waiting] = []
         for each in self._queue:
             fits = not group or (
                 each.question.company == first.question.company

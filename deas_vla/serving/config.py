@@ -17,14 +17,14 @@ class LeRobotConfig:
 
     Attributes:
         port: 0 is none.
-        allow_pickle: Say that pickles are taken: this protocol is made of them. They are read by
+        unsafe_pickle: Say that pickles are taken: this protocol is made of them. They are read by
             an unpickler that knows a dozen harmless classes, and on the loopback address alone;
             a robot on another machine comes through ``ssh -L``.
         fps: Control steps per second of the robot, by which actions carry their times.
     """
 
     port: int = 0
-    allow_pickle: bool = False
+    unsafe_pickle: bool = False
     fps: int = 30
 
 
@@ -88,10 +88,10 @@ class ServeConfig:
             raise DeasError(f"timeout_s {self.timeout_s}: use seconds above 0")
         if self.token == "":
             raise DeasError("token is empty: give one, or leave it out")
-        if self.lerobot.port and not self.lerobot.allow_pickle:
+        if self.lerobot.port and not self.lerobot.unsafe_pickle:
             raise DeasError(
                 f"lerobot.port {self.lerobot.port}: LeRobot's protocol is made of pickles; say "
-                "--lerobot.allow_pickle=true if every user of this machine may be trusted"
+                "--lerobot.unsafe_pickle=true if every user of this machine may be trusted"
             )
         if self.lerobot.fps < 1:
             raise DeasError(f"lerobot.fps {self.lerobot.fps}: use 1 or more steps per second")

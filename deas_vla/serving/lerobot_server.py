@@ -208,7 +208,7 @@ class _told:
             )
 
 
-def _bounded(raw: bytes, limit: int) -> bytes:
+def _bounded[Raw: (bytes, bytearray)](raw: Raw, limit: int) -> Raw:
     if len(raw) > limit:
         raise DeasError(
             f"message has more than {limit} bytes: send smaller pictures, or raise --max_message_mb"

@@ -96,12 +96,12 @@ def _whole(told: Mapping[str, Any], name: str, least: int, most: int, default: i
 
 def _selection(told: Mapping[str, Any], own: SelectionConfig) -> SelectionConfig:
     said = told.get("selection")
-    values = {"rule": said} if isinstance(said, str) else {} if said is None else said
-    if not isinstance(values, Mapping) or set(values) - set(_SELECTION):
+    given: Any = {"rule": said} if isinstance(said, str) else {} if said is None else said
+    if not isinstance(given, Mapping) or set(given) - set(_SELECTION):
         raise DeasError(
             f"option selection {_short(said)}: use a rule's name, or a map of {list(_SELECTION)}"
         )
-    values = {name: value for name, value in values.items() if value is not None}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if told.get("temperature") is not None:
         values["temperature"] = told["temperature"]
     for name, value in values.items():
@@ -124,9 +124,9 @@ def _seeds(told: Any, rows: int, own: int, request: int) -> tuple[int, ...]:
         return tuple(episode_seed(own, request, row) for row in range(rows))
     if _is_whole(told) and 0 <= told < 2**63:
         return tuple(episode_seed(int(told), 0, row) for row in range(rows))
-    if isinstance(told, list) and len(told) == rows:
-        if all(_is_whole(seed) and 0 <= seed < 2**63 for seed in told):
-            return tuple(told)
+    fitting = isinstance(told, list) and len(told) == rows
+    if fitting and all(_is_whole(seed) and 0 <= seed < 2**63 for seed in told):
+        return tuple(told)
     raise DeasError(
         f"option seed {_short(told)}: use a whole number from 0, or one for each of {rows} robots"
     )

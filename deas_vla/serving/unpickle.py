@@ -47,7 +47,7 @@ class _Unpickler(pickle.Unpickler):
         if module.startswith(("numpy.core.", "numpy._core.")) and name in _MAKERS:
             return _MAKERS[name]
         raise DeasError(
-            f"message names {module[:60]}.{name[:60]}, which LeRobot's client does not send: refused"
+            f"message names {module[:60]}.{name[:60]}, and LeRobot's client does not: refused"
         )
 
     def persistent_load(self, pid: Any) -> Any:

@@ -5,6 +5,7 @@ import queue
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from deas_vla.errors import DeasError
@@ -122,10 +123,8 @@ class ZmqServer:
         self._send_replies()
 
     def _nudge(self) -> None:
-        try:
+        with suppress(OSError):  # enough bytes wait there, or the server has ended
             self._wake.send(b"1")
-        except (BlockingIOError, OSError):
-            pass  # enough bytes wait there, or the server has ended
 
 
 class _Reply:

@@ -25,7 +25,7 @@ def policy(bundle: Path) -> ValueGuidedPolicy:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Server, policy and clients share few cores here; threads that wait for each other are slow."""
+    """Server, policy and clients share few cores: threads that wait for each other are slow."""
     import torch
 
     before = torch.get_num_threads()

@@ -26,7 +26,7 @@ def port(policy: ValueGuidedPolicy) -> Iterator[int]:
 
     service = service_of(policy)
     service.batcher.start()
-    server = LeRobotServer(service, LeRobotConfig(port=0, allow_pickle=True, fps=20))
+    server = LeRobotServer(service, LeRobotConfig(port=0, unsafe_pickle=True, fps=20))
     server.start()
     yield server.port
     server.stop(0)
@@ -131,7 +131,7 @@ def test_arrays_come_through_the_unpickler_and_nothing_else() -> None:
 def test_pickles_are_asked_for_and_ports_are_told(port: int, policy: ValueGuidedPolicy) -> None:
     from deas_vla.serving.lerobot_server import LeRobotServer
 
-    with pytest.raises(DeasError, match=r"made of pickles; say --lerobot.allow_pickle=true"):
+    with pytest.raises(DeasError, match=r"made of pickles; say --lerobot.unsafe_pickle=true"):
         ServeConfig(lerobot=LeRobotConfig(port=8080)).check()
     with pytest.raises(DeasError, match=rf"port {port} on 127.0.0.1 is in use"):
-        LeRobotServer(service_of(policy), LeRobotConfig(port=port, allow_pickle=True))
+        LeRobotServer(service_of(policy), LeRobotConfig(port=port, unsafe_pickle=True))

@@ -139,7 +139,7 @@ def recorded_values(critic: FrameCritic, table: EpisodeTable, episodes: Indices)
 def detection_rows(
     recorded: Recorded, generator: np.random.Generator, resamples: int, margin: int
 ) -> list[dict[str, Any]]:
-    """``detection.done.*``: the threshold is set on one half of the episodes, measured on the other.
+    """``detection.done.*``: the threshold set on one half of the episodes, measured on the other.
 
     Nothing where the first half has no failure, or the second is empty.
     """
