@@ -25,6 +25,7 @@ from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline import figures, report
 from deas_vla.evaluation.offline.curves import typical_episodes, value_curve
+from deas_vla.evaluation.offline.detection import detection_rows, recorded_values
 from deas_vla.evaluation.offline.episodes import (
     check_same_critic,
     check_statistics,
@@ -153,11 +154,13 @@ def main(config: CriticEvalConfig) -> None:
         if config.policy_samples > 0:
             proposed = ask_policy(config, policy.vla, encodings, table, solving.frame, learned)
         tails = tail_errors(critic, table, solving, proposed, generator, config.resamples)
+    recorded = recorded_values(critic, table, episodes)
     rows = [
         *report.calibration_rows(calibrations),
         *report.separation_rows(FRACTIONS, separated),
         *report.ranking_rows(ranking),
         *report.tail_rows(tails),
+        *detection_rows(recorded, generator, config.resamples, learned.config.horizon),
     ]
 
     figures.draw_calibration(chunks, calibrations[""], output / "calibration.png")

@@ -36,11 +36,21 @@ LAYERS = {
     "training": 5,
     "serving": 5,
     "plugin": 5,
+    # The package's commands.
+    "serve": 6,
+    "doctor": 6,
+    "__main__": 7,
 }
 # The critic reads like the paper: tensors, and nothing that knows a robot, a dataset or a VLA.
 CRITIC_MAY_IMPORT = {"numpy", "safetensors", "torch"}
-# Where optional simulators may be imported; everything else needs the required packages alone.
-OPTIONAL_IN = ("deas_vla/envs/", "recipes/", "eval/")
+# Where the packages of extras may be imported; everything else needs the required ones alone.
+OPTIONAL_IN = (
+    "deas_vla/envs/",
+    "deas_vla/policies/remote/",
+    "deas_vla/serving/",
+    "recipes/",
+    "eval/",
+)
 
 
 distributions_of_imports = cache(packages_distributions)
@@ -359,6 +369,9 @@ def test_the_cycle_finder_finds_cycles() -> None:
 
 # ---- what may never be written ------------------------------------------------------------------
 
+# LeRobot's protocol is made of pickles. There alone they're read, by an unpickler that knows a
+# dozen classes and calls nothing else.
+UNPICKLES = ("deas_vla/serving/unpickle.py",)
 UNSAFE_MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
@@ -379,7 +392,8 @@ def test_nothing_runs_code_from_data() -> None:
     found = []
     for path in sources(*CODE, "tests"):
         tops = {name.split(".")[0] for name in imported(path)}
-        found += [f"{relative(path)} imports {name}" for name in sorted(tops & UNSAFE_MODULES)]
+        unsafe = tops & UNSAFE_MODULES if relative(path) not in UNPICKLES else set()
+        found += [f"{relative(path)} imports {name}" for name in sorted(unsafe)]
         found += unsafe_calls(path)
     assert found == []
 

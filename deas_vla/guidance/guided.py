@@ -26,6 +26,7 @@ from deas_vla.guidance.checks import (
     check_fit,
     check_observation,
 )
+from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
 from deas_vla.guidance.manifest import MANIFEST, provenance_of, read_manifest, write_manifest
 from deas_vla.guidance.noise import CandidateNoise, episode_seed
@@ -217,6 +218,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         streams: CandidateNoise,
         candidates: int,
         rest: Tensor | None = None,
+        selection: SelectionConfig | None = None,
     ) -> Decision:
         """Decide for B observations of any episodes, without touching the policy's own state.
 
@@ -225,14 +227,17 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             streams: Noise of these B episodes at their own plans.
             candidates: N.
             rest: (B, T, A) unexecuted steps of these episodes' last chunks, for warm starts.
+            selection: How one is chosen; the policy's own setting when left out.
 
         Raises:
-            DeasError: N above 1 without a critic.
+            DeasError: N above 1 without a critic, or a selection that the critic cannot serve.
         """
-        self.check_candidates(candidates)
+        rule = selection or self.config.selection
+        check_candidates(candidates, self.critic, rule)
         noise = streams.draw(candidates, self.vla.spec.noise_shape)
         tail = tail_of(rest, candidates, self.config.speed)
-        return self._decide(self.vla.encode(batch), noise, streams.selection_generators(), tail)
+        generators = streams.selection_generators()
+        return self._decide(self.vla.encode(batch), noise, generators, tail, rule)
 
     def _decide(
         self,
@@ -240,10 +245,11 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         noise: Tensor,
         generators: Sequence[torch.Generator],
         tail: Tail | None = None,
+        rule: SelectionConfig | None = None,
     ) -> Decision:
         """Sample N candidates from one encoding, score them on their first H steps, choose."""
         candidates = self.vla.sample(encoding, noise, tail)  # (B, N, H_policy, A)
-        rule = self.config.selection
+        rule = rule or self.config.selection
         feature = members = scale = None
         if self.critic is not None:
             feature = self.feature(encoding)

@@ -1,7 +1,7 @@
 """What it takes to load a VLA again, and the one place that knows the families."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,41 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 @dataclass
+class ServerConfig:
+    """A GR00T policy server.
+
+    Attributes:
+        host: Of the server.
+        port: Of the server.
+        generation: ``n1.7`` (also N1.6) or ``n1.5``.
+        token: Where it asks for one.
+        timeout_s: Seconds to wait for a reply.
+        modality: The robot's modality.json, where the checkpoint's names are not the server's.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 5555
+    generation: str = "n1.7"
+    token: str | None = None
+    timeout_s: float = 15.0
+    modality: str | None = None
+
+
+@dataclass
 class VLAConfig:
     """A VLA checkpoint and the embodiment it is used on.
 
     Attributes:
         path: Local directory or Hub id of the base checkpoint.
-        family: Which adapter loads it; ``groot`` for GR00T N1.7.
+        family: Which adapter loads it; ``groot`` for GR00T N1.7, ``remote`` for a policy server
+            beside which the checkpoint is the critic's backbone.
         embodiment: Embodiment tag in the checkpoint, or ``new_embodiment``.
         image_keys: ``observation.images.*`` keys of dataset and environment.
         state_dim: Proprioceptive dimensions S.
         action_dim: Action dimensions A.
         dtype: Of the weights: float32, bfloat16 or float16.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
+        server: Of family ``remote``.
     """
 
     path: str
@@ -38,6 +61,7 @@ class VLAConfig:
     action_dim: int = 0
     dtype: str = "float32"
     denoising_steps: int | None = None
+    server: ServerConfig = field(default_factory=ServerConfig)
 
 
 def load_vla(
@@ -52,8 +76,10 @@ def load_vla(
     Raises:
         DeasError: An unknown family or dtype, a checkpoint that cannot be loaded or does not fit.
     """
+    if config.family == "remote":
+        return _remote(config, dataset_stats, adapter, device)
     if config.family != "groot":
-        raise DeasError(f"policy.family '{config.family}' is unknown: use groot")
+        raise DeasError(f"policy.family '{config.family}' is unknown: use groot or remote")
     if config.dtype not in _DTYPES:
         raise DeasError(f"policy.dtype '{config.dtype}' is unknown: use one of {sorted(_DTYPES)}")
     vla = GrootVLA.from_pretrained(
@@ -70,3 +96,28 @@ def load_vla(
     if adapter is not None:
         vla.model = load_adapter(vla.model, adapter)
     return vla
+
+
+def _remote(
+    config: VLAConfig,
+    dataset_stats: Mapping[str, Mapping[str, Any]] | None,
+    adapter: Path | None,
+    device: str,
+) -> VLA:
+    """A server's chunks beside the backbone of ``config.path``."""
+    from deas_vla.policies.remote.adapter import RemoteVLA
+    from deas_vla.policies.remote.client import PolicyClient
+
+    if adapter is not None:
+        raise DeasError("policy.family remote with an adapter: the server's policy has its own")
+    backbone = load_vla(replace(config, family="groot"), dataset_stats=dataset_stats, device=device)
+    server = config.server
+    client = PolicyClient(
+        server.host,
+        server.port,
+        timeout_s=server.timeout_s,
+        token=server.token,
+        generation=server.generation,
+    )
+    modality = None if server.modality is None else Path(server.modality)
+    return RemoteVLA(backbone, client, action_dim=config.action_dim, modality_file=modality)

@@ -22,6 +22,9 @@ class VLASpec:
         noise_shape: Shape of the flow's noise for one candidate.
         token_dim: Width D of the backbone's tokens.
         tokens_per_image: (height, width) of the token grid of one picture.
+        state_groups: Names and widths that the checkpoint gives to parts of the state, in order;
+            empty where it has none.
+        action_groups: The same of the action.
     """
 
     embodiment: str
@@ -32,6 +35,8 @@ class VLASpec:
     noise_shape: tuple[int, int]
     token_dim: int
     tokens_per_image: tuple[int, int]
+    state_groups: tuple[tuple[str, int], ...] = ()
+    action_groups: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

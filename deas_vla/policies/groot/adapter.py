@@ -21,6 +21,7 @@ from deas_vla.policies.groot.checkpoint import (
     camera_order,
     check_fit,
     checkpoint_directory,
+    named_groups,
     read_config,
     statistics,
     valid_horizon,
@@ -189,6 +190,8 @@ class GrootVLA:
             noise_shape=(model.config.action_horizon, model.config.max_action_dim),
             token_dim=model.config.backbone_embedding_dim,
             tokens_per_image=(height // pixels, width // pixels),
+            state_groups=named_groups(root, embodiment, "state"),
+            action_groups=named_groups(root, embodiment, "action"),
         )
         return cls(model, preprocessor, postprocessor, spec, name_or_path)
 

@@ -62,6 +62,15 @@ def statistics(root: Path, embodiment: str) -> dict[str, Any]:
     return json.loads(file.read_text()).get(embodiment, {}) if file.exists() else {}
 
 
+def named_groups(root: Path, embodiment: str, modality: str) -> tuple[tuple[str, int], ...]:
+    """Names and widths of a state's or an action's parts, in the vector's order; () without any."""
+    known = statistics(root, embodiment).get(modality, {})
+    names = _modalities(root, embodiment).get(modality, {}).get("modality_keys") or list(known)
+    if not all(name in known for name in names):
+        return ()
+    return tuple((name, len(known[name]["min"])) for name in names)
+
+
 def camera_order(root: Path, embodiment: str, image_keys: tuple[str, ...]) -> tuple[str, ...]:
     """The checkpoint's camera order, or alphabetical where it has none (LeRobot's processor)."""
     names = _modalities(root, embodiment).get("video", {}).get("modality_keys", [])
