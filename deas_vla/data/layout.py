@@ -58,6 +58,11 @@ class DatasetLayout:
         """(height, width) of each camera's pictures, pixels."""
         return {key: picture_size(self.info["features"][key]) for key in self.image_keys}
 
+    @property
+    def assets(self) -> str:
+        """Whose models the scenes are of (`lite`, `robocasa`, `mixed`); empty where not said."""
+        return str(self.info.get("assets", ""))
+
     def is_video(self, image_key: str) -> bool:
         """Whether a camera is stored as video (else its frames are images in the parquet files)."""
         return bool(self.info["features"][image_key]["dtype"] == "video")
