@@ -1,5 +1,6 @@
 """What it takes to load a VLA again, and the one place that knows the families."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ class ServerConfig:
         host: Of the server.
         port: Of the server.
         generation: ``n1.7`` (also N1.6) or ``n1.5``.
-        token: Where it asks for one.
+        token_variable: Environment variable that holds its token, where it asks for one; the token
+            itself would be written into the bundle.
         timeout_s: Seconds to wait for a reply.
         modality: The robot's modality.json, where the checkpoint's names are not the server's.
     """
@@ -31,7 +33,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 5555
     generation: str = "n1.7"
-    token: str | None = None
+    token_variable: str | None = None
     timeout_s: float = 15.0
     modality: str | None = None
 
@@ -116,8 +118,16 @@ def _remote(
         server.host,
         server.port,
         timeout_s=server.timeout_s,
-        token=server.token,
+        token=_token(server.token_variable),
         generation=server.generation,
     )
     modality = None if server.modality is None else Path(server.modality)
     return RemoteVLA(backbone, client, action_dim=config.action_dim, modality_file=modality)
+
+
+def _token(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if variable not in os.environ:
+        raise DeasError(f"policy.server.token_variable {variable} is not set: export the token")
+    return os.environ[variable]

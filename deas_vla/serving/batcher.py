@@ -14,6 +14,7 @@ from deas_vla.errors import DeasError
 from deas_vla.serving.deciding import Answer, Question
 
 _log = logging.getLogger(__name__)
+_GATHER_S = 0.01
 Decide = Callable[[Sequence[Question]], list[Answer]]
 Done = Callable[[Answer | DeasError], None]
 
@@ -122,14 +123,26 @@ class Batcher:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        company = 0
         while True:
             with self._changed:
                 while not self._queue and not self._stopping:
                     self._changed.wait()
                 if not self._queue:
                     return
+                self._gather(company)
                 group = self._next_group()
+            company = len(group)
             self._answer(group)
+
+    def _gather(self, company: int) -> None:
+        """Wait a moment for as many questions as the last call had: their robots ask again.
+
+        Without it the first of them to come back would be decided alone, each time. One robot by
+        itself is never kept waiting.
+        """
+        if company > 1 and not self._stopping:
+            self._changed.wait_for(lambda: len(self._queue) >= company or self._stopping, _GATHER_S)
 
     def _next_group(self) -> list[_Waiting]:
         """The oldest question and its company among those that wait; the others stay in order."""

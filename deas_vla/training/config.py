@@ -13,7 +13,7 @@ from deas_vla.data.transitions import Tail
 from deas_vla.errors import DeasError
 from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.speed import SpeedConfig
-from deas_vla.policies.config import VLAConfig
+from deas_vla.policies.config import ServerConfig, VLAConfig
 from deas_vla.policies.vla import VLASpec
 from deas_vla.training.checkpoints import CheckpointConfig
 
@@ -79,7 +79,7 @@ class PolicyConfig:
 
     Attributes:
         path: Base checkpoint: local directory or Hub id of a raw GR00T N1.7 checkpoint.
-        family: Adapter that loads it.
+        family: Adapter that loads it; ``remote`` takes chunks from ``server`` beside its backbone.
         embodiment: Embodiment tag; ``new_embodiment`` takes statistics from the dataset.
         dtype: Of the frozen weights.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
@@ -98,6 +98,7 @@ class PolicyConfig:
         lr: Peak learning rate of AdamW, cosine after 5 % warm-up.
         weight_decay: Of AdamW.
         grad_clip: Largest gradient norm.
+        server: Of family ``remote``.
     """
 
     path: str = "nvidia/GR00T-N1.7-3B"
@@ -118,6 +119,7 @@ class PolicyConfig:
     lr: float = 1e-4
     weight_decay: float = 1e-5
     grad_clip: float = 1.0
+    server: ServerConfig = field(default_factory=ServerConfig)
 
     def vla(self, image_keys: tuple[str, ...], state_dim: int, action_dim: int) -> VLAConfig:
         """What loads this checkpoint for a dataset of these cameras and dimensions."""
@@ -130,6 +132,7 @@ class PolicyConfig:
             action_dim=action_dim,
             dtype=self.dtype,
             denoising_steps=self.denoising_steps,
+            server=self.server,
         )
 
 

@@ -110,5 +110,7 @@ def test_what_a_remote_policy_cannot_do_is_told(service: Any, backbone: VLA) -> 
         vla.sample(backbone.encode(look()), torch.zeros(2, 1, 1, 8))
     with pytest.raises(DeasError, match="is not trained here"):
         vla.flow_matching_loss(backbone.encode(look()), torch.zeros(1), torch.zeros(1))
+    with pytest.raises(DeasError, match="NO_SUCH_TOKEN is not set"):
+        load_vla(config(family="remote", server=ServerConfig(token_variable="NO_SUCH_TOKEN")))
     with pytest.raises(DeasError, match="with an adapter"):
         load_vla(config(family="remote"), adapter=Path(NANO))
