@@ -44,8 +44,8 @@ class RemoteVLA:
         DeasError: The server is not there, is of another protocol or robot.
     """
 
-    lora_targets = "(?!)"  # nothing here is trained
     projectors: tuple[str, ...] = ()
+    lora_parts: Mapping[str, str] = {}  # nothing here is trained
 
     def __init__(
         self,
@@ -83,6 +83,12 @@ class RemoteVLA:
     @property
     def device(self) -> torch.device:
         return self.backbone.device
+
+    def for_embodiment(self, **robot: Any) -> "RemoteVLA":
+        raise DeasError(
+            "a remote policy answers for the one robot that its server knows: open a client for "
+            "each (--policy.server)"
+        )
 
     @property
     def image_size(self) -> tuple[int, int]:
