@@ -1,9 +1,10 @@
-"""What a run leaves behind and a robot loads.
+"""What a run leaves behind and a robot loads, from a directory or from the Hub.
 
 ``config.json`` (how the guided policy is run), ``policy/`` (PEFT's adapter files, the dataset's
-statistics), ``critic/`` (config, weights, normalisation), ``README.md`` (model card) and, written
-last, ``bundle.json``: provenance and the SHA-256 of every other file, by which a half-written
-bundle is told from a whole one.
+statistics), ``critic/`` (config, weights, normalisation), ``policy_preprocessor.json`` and
+``policy_postprocessor.json`` (LeRobot's), ``README.md`` (model card) and, written last,
+``bundle.json``: provenance and the SHA-256 of every other file, by which a half-written bundle is
+told from a whole one.
 """
 
 import json
@@ -13,15 +14,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deas_vla.digests import file_digest
+from deas_vla.critic.serialization import load_critic
 from deas_vla.errors import DeasError
-from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
+from deas_vla.guidance.card import model_card
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig, read_config
 from deas_vla.guidance.guided import ValueGuidedPolicy
+from deas_vla.guidance.manifest import (
+    MANIFEST,
+    PARTS,
+    provenance_of,
+    read_manifest,
+    write_manifest,
+)
 from deas_vla.policies.config import VLAConfig, load_vla
 
-FORMAT_VERSION = 1
-MANIFEST = "bundle.json"
-_PARTS = ("config.json", "policy", "critic", "README.md")
+__all__ = [
+    "MANIFEST", "open_bundle", "open_policy", "push_bundle", "read_manifest", "write_bundle"
+]  # fmt: skip
 
 
 def write_bundle(
@@ -44,17 +53,10 @@ def write_bundle(
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".bundle.") as beside:
             new = Path(beside)
+            policy.provenance = provenance
             policy.save_pretrained(new)
-            (new / "README.md").write_text(_model_card(policy, provenance), encoding="utf-8")
-            manifest = {
-                "format_version": FORMAT_VERSION,
-                **provenance,
-                "backbone": policy.vla.backbone_fingerprint(),
-                "files": _digests(new),
-            }
-            (new / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             (directory / MANIFEST).unlink(missing_ok=True)
-            for part in _PARTS:
+            for part in PARTS:
                 _replace(new / part, directory / part)
             os.replace(new / MANIFEST, directory / MANIFEST)
     except OSError as error:
@@ -63,38 +65,6 @@ def write_bundle(
             "choose another with --output_dir or free its disk"
         ) from error
     return directory
-
-
-def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """``bundle.json``, after checking that every file it lists is there and unchanged.
-
-    Raises:
-        DeasError: No bundle, half of one, or one of another format.
-    """
-    directory = Path(directory)
-    file = directory / MANIFEST
-    if not file.is_file():
-        what = (
-            "is half-written" if any((directory / p).exists() for p in _PARTS) else "is no bundle"
-        )
-        raise DeasError(
-            f"bundle {directory} {what} (no {MANIFEST}): run recipes/finetune_groot.py "
-            f"--output_dir={directory} to the end"
-        )
-    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise DeasError(
-            f"bundle {directory} has format_version {manifest.get('format_version')}, this version "
-            f"reads {FORMAT_VERSION}: write it again"
-        )
-    for name, digest in manifest["files"].items():
-        path = directory / name
-        if not path.is_file() or file_digest(path) != digest:
-            state = "altered" if path.is_file() else "missing"
-            raise DeasError(
-                f"bundle {directory} is half-written: {name} is {state}; run the recipe again"
-            )
-    return manifest
 
 
 def open_bundle(
@@ -118,19 +88,79 @@ def open_bundle(
         DeasError: As `read_manifest`, or a base checkpoint that is not there, or whose backbone is
             not the one that the critic was trained over.
     """
-    root = local_directory(directory, revision)
-    manifest = read_manifest(root)
-    config = read_config(root)
-    config.vla.path = base or config.vla.path
-    config.n_action_steps = n_action_steps or config.n_action_steps
-    policy = ValueGuidedPolicy.from_pretrained(root, config=config, device=device)
-    trained = manifest.get("backbone")  # bundles of before it was written have none
-    if trained is not None and policy.vla.backbone_fingerprint() != trained:
-        raise DeasError(
-            f"bundle {directory} was made over another backbone than that of {config.vla.path} "
-            f"(fingerprint {trained[:12]}): give the base checkpoint that it was trained on"
-        )
-    return policy
+    return ValueGuidedPolicy.from_pretrained(
+        directory, revision=revision, device=device, base=base, n_action_steps=n_action_steps
+    )
+
+
+def push_bundle(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    results: str | Path | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload policy",
+) -> str:
+    """Upload a bundle, and nothing else of its directory, to the Hub; no base checkpoint is loaded.
+
+    ``policy.push_to_hub(repo_id)`` does the same for a loaded policy.
+
+    Args:
+        directory: The bundle.
+        repo_id: Where it goes, such as ``user/name``; made where it is not there.
+        results: A ``results.json`` of ``eval/``, for the card's table; that of
+            ``<directory>/eval`` where there is one.
+        private: Whether a new repository is private.
+        revision: Branch to push to, made where it is not there.
+        token: Of the Hub; the one of ``hf auth login`` when left out.
+        commit_message: Of the commit.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        DeasError: Not a whole bundle, results that are none, or a Hub that refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    provenance = provenance_of(manifest)
+    evaluated = Path(results) if results else directory / "eval" / "results.json"
+    if results or evaluated.is_file():
+        provenance["results"] = _success_rows(evaluated)
+    with tempfile.TemporaryDirectory(prefix="bundle.") as beside:
+        copy = Path(beside)
+        for name in manifest["files"]:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(directory / name, copy / name)
+        critic = load_critic(copy / "critic") if (copy / "critic").is_dir() else None
+        card = model_card(read_config(copy), critic, provenance)
+        (copy / "README.md").write_text(card, encoding="utf-8")
+        found = {part: manifest.get(part) for part in ("backbone", "head")}
+        fingerprints = {part: digest for part, digest in found.items() if digest is not None}
+        write_manifest(copy, provenance, fingerprints)
+        api = HfApi(token=token)
+        try:
+            repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(repo_id=repo_id, branch=revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=copy,
+                commit_message=commit_message,
+                revision=revision,
+                delete_patterns=["policy/*", "critic/*"],  # of an earlier bundle
+            )
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise DeasError(
+                f"bundle {directory} cannot be pushed to {repo_id} ({type(error).__name__}): check "
+                "the name, the network and `hf auth login`"
+            ) from error
+    return str(commit)
 
 
 def open_policy(
@@ -173,47 +203,16 @@ def _replace(new: Path, place: Path) -> None:
         os.replace(new, place)
 
 
-def _digests(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}
-
-
-def _model_card(policy: ValueGuidedPolicy, provenance: dict[str, Any]) -> str:
-    config, critic = policy.config, policy.critic
-    data = provenance.get("data", {})
-    if critic is None:
-        value = "No critic: this bundle runs the finetuned policy itself."
-    else:
-        value = (
-            f"Critic: `{critic.config.algorithm}` on chunks of {critic.config.horizon} steps, "
-            f"{critic.config.bins} bins in {critic.config.v_min:.3g} to {critic.config.v_max:.3g}, "
-            f"expectile {critic.config.expectile}, discounts {critic.config.g1} and "
-            f"{critic.config.g2}, on `{config.pooling.kind}` features."
-        )
-    hub_id = config.vla.path if not Path(config.vla.path).exists() else None
-    front = ["---", "library_name: lerobot", "pipeline_tag: robotics", "license: apache-2.0"]
-    front += [f"base_model: {hub_id}"] if hub_id else []
-    front += ["tags: [robotics, lerobot, vla, gr00t, offline-rl, deas]", "---"]
-    body = f"""
-# Value-guided GR00T policy
-
-LoRA adapter and value critic for `{config.vla.path}`, embodiment `{config.vla.embodiment}`, made by
-deas_vla from dataset `{data.get("repo_id")}` ({data.get("episodes")} episodes, of which
-{data.get("successful_episodes")} successful).
-
-{value}
-
-At each decision {config.candidates} chunks are sampled from the flow-matching head; the one with
-the highest value is executed for {config.n_action_steps} steps.
-
-```python
-from deas_vla.bundle import open_bundle
-
-policy = open_bundle("path/to/this/directory")
-action_chunk = policy.predict_action_chunk(observation)  # (B, {config.n_action_steps}, A)
-```
-
-The adapter loads with PEFT alone: `peft.PeftModel.from_pretrained(groot_model, ".../policy")`.
-`bundle.json` holds the full configuration, seeds, versions and git revision of the run.
-"""
-    return "\n".join(front) + "\n" + body
+def _success_rows(file: Path) -> list[dict[str, Any]]:
+    """The success rates in an evaluation's ``results.json``."""
+    wanted = {"task", "candidates", "episodes", "success_rate", "ci95"}
+    try:
+        rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        if not rows or not all(wanted <= set(row) for row in rows):
+            raise ValueError(f"rows lack some of {sorted(wanted)}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeasError(
+            f"results {file} hold no success rates ({error}): give the results.json of "
+            "eval/robosuite.py or eval/robocasa.py"
+        ) from error
+    return rows

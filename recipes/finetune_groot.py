@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from deas_vla.bundle import write_bundle
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
+from deas_vla.data.counts import task_counts
 from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes, split_episodes
 from deas_vla.data.layout import open_dataset
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig
@@ -124,6 +125,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
             "fingerprint": table.fingerprint,
             "episodes": table.num_episodes,
             "successful_episodes": int(table.episode_success.sum()),
+            "tasks": task_counts(table),
             "trained_episode_digests": episode_digests(table, train),
             "held_out_episodes": table.episode_ids[held_out].tolist(),
             "image_sizes": open_dataset(table.repo_id, table.root).image_sizes,

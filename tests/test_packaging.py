@@ -34,6 +34,7 @@ LAYERS = {
     "evaluation": 5,
     "training": 5,
     "serving": 5,
+    "plugin": 5,
 }
 # The critic reads like the paper: tensors, and nothing that knows a robot, a dataset or a VLA.
 CRITIC_MAY_IMPORT = {"numpy", "safetensors", "torch"}

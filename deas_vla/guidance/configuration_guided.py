@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import draccus
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.policies import PreTrainedConfig
 
 from deas_vla.data.pooling import PoolingConfig
@@ -13,6 +14,7 @@ from deas_vla.errors import DeasError
 from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.speed import SpeedConfig
 from deas_vla.policies.config import VLAConfig
+from deas_vla.policies.vla import VLASpec
 
 
 @PreTrainedConfig.register_subclass("deas_guided")
@@ -29,6 +31,8 @@ class ValueGuidedConfig(PreTrainedConfig):
         n_action_steps: Steps of the chosen chunk executed before the next decision.
         adapter: Whether ``policy/`` holds a PEFT adapter.
         seed: Of the candidate noise, unless :meth:`ValueGuidedPolicy.reset` is given others.
+        input_features: LeRobot's, filled in by `describe`.
+        output_features: Likewise.
     """
 
     vla: VLAConfig = field(default_factory=lambda: VLAConfig(path=""))
@@ -39,6 +43,8 @@ class ValueGuidedConfig(PreTrainedConfig):
     n_action_steps: int = 8
     adapter: bool = True
     seed: int = 0
+    input_features: dict[str, PolicyFeature] | None = field(default_factory=dict)
+    output_features: dict[str, PolicyFeature] | None = field(default_factory=dict)
 
     @property
     def observation_delta_indices(self) -> None:
@@ -63,9 +69,27 @@ class ValueGuidedConfig(PreTrainedConfig):
     def validate_features(self) -> None:
         return None
 
+    def describe(self, spec: VLASpec, image_size: tuple[int, int]) -> None:
+        """Fill in LeRobot's features where nobody has: cameras, state and action of ``spec``."""
+        if not self.input_features:
+            shape = (3, *image_size)
+            pictures = {key: PolicyFeature(FeatureType.VISUAL, shape) for key in spec.image_keys}
+            state = PolicyFeature(FeatureType.STATE, (spec.state_dim,))
+            self.input_features = pictures | {"observation.state": state}
+        if not self.output_features:
+            self.output_features = {"action": PolicyFeature(FeatureType.ACTION, (spec.action_dim,))}
 
-def local_directory(name: str | Path, revision: str | None = None) -> Path:
+
+def local_directory(
+    name: str | Path, revision: str | None = None, **download: str | bool | Path | None
+) -> Path:
     """A bundle's directory: ``name`` itself, or where the Hub's files of that id are.
+
+    Args:
+        name: A directory, or a Hub id such as ``user/name``.
+        revision: Branch, tag or commit on the Hub.
+        download: Of huggingface_hub: ``token``, ``cache_dir``, ``local_files_only``,
+            ``force_download``.
 
     Raises:
         DeasError: Neither a directory nor to be had from the Hub.
@@ -76,7 +100,7 @@ def local_directory(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), revision=revision))
+        return Path(snapshot_download(str(name), revision=revision, **download))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = "" if revision is None else f" at revision {revision}"
         raise DeasError(

@@ -18,9 +18,18 @@ from deas_vla.critic.serialization import load_critic, save_critic
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
-from deas_vla.guidance.checks import check_candidates, check_fit
+from deas_vla.guidance.card import model_card
+from deas_vla.guidance.checks import (
+    check_base,
+    check_candidates,
+    check_environment,
+    check_fit,
+    check_observation,
+)
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
+from deas_vla.guidance.manifest import MANIFEST, provenance_of, read_manifest, write_manifest
 from deas_vla.guidance.noise import CandidateNoise, episode_seed
+from deas_vla.guidance.processor_guided import save_processors
 from deas_vla.guidance.selection import Selection, select
 from deas_vla.guidance.startup import ready
 from deas_vla.guidance.warm_start import real_time_tail, tail_of
@@ -84,12 +93,16 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         vla: VLA,
         critic: Critic | None,
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(config)
+        check_environment(config, vla.spec)
         check_fit(config, vla, critic)
+        config.describe(vla.spec, vla.image_size)
         self.vla = vla
         self.critic = critic
         self.dataset_stats = dataset_stats
+        self.provenance = dict(provenance or {})
         self.last_decision: Decision | None = None
         self._warned = False
         self._resets = -1  # before the first one, which follows
@@ -98,6 +111,16 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         self._compiled_scores: Callable[..., Tensor] | None = None
         self.eval()
         self.reset()
+
+    def supports_rtc(self) -> bool:
+        """LeRobot's real-time chunking: see `predict_action_chunk`."""
+        return True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """``to(device)`` moves the VLA too; its weights are no parameters of this module."""
+        if isinstance(self.vla.model, torch.nn.Module):
+            self.vla.model._apply(fn)
+        return super()._apply(fn, recurse)
 
     def reset(self, seeds: list[int] | None = None) -> None:
         """Forget queued actions and begin episodes with noise of their own.
@@ -150,6 +173,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             float32 (B, n_action_steps, A), environment units; with ``inference_delay`` the whole
             chunk, (B, H, A).
         """
+        check_observation(self.vla.spec, batch)
         noise, left_over = kwargs.get("noise"), kwargs.get("prev_chunk_left_over")
         if noise is None:
             asked = self.config.candidates
@@ -269,8 +293,10 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         return {}
 
     def _save_pretrained(self, save_directory: Path, state_dict: Any = None) -> None:
-        """``config.json``, ``policy/`` (PEFT's own files, statistics), ``critic/``."""
+        """The whole bundle: see `deas_vla.bundle`. LeRobot's ``push_to_hub`` uploads just this."""
+        (save_directory / MANIFEST).unlink(missing_ok=True)
         self.config._save_pretrained(save_directory)
+        save_processors(self.config, save_directory)
         policy = save_directory / "policy"
         policy.mkdir(exist_ok=True)
         if self.config.adapter:
@@ -279,6 +305,12 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             (policy / STATS_FILE).write_text(json.dumps(self.dataset_stats, indent=1))
         if self.critic is not None:
             save_critic(self.critic, save_directory / "critic")
+        card = model_card(self.config, self.critic, self.provenance)
+        (save_directory / "README.md").write_text(card, encoding="utf-8")
+        fingerprints = {
+            "backbone": self.vla.backbone_fingerprint(), "head": self.vla.head_fingerprint()
+        }  # fmt: skip
+        write_manifest(save_directory, self.provenance, fingerprints)
 
     @classmethod
     def from_pretrained(
@@ -288,29 +320,62 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         config: ValueGuidedConfig | None = None,
         revision: str | None = None,
         device: str | None = None,
+        base: str | None = None,
+        n_action_steps: int | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
         **kwargs: Any,
     ) -> "ValueGuidedPolicy":
         """Load a bundle's policy and critic from a directory or a Hub id.
 
-        ``device`` defaults to the one that the bundle was made on, where that is there;
-        ``revision`` is a branch, tag or commit on the Hub.
+        Every way in comes through here, and every file is checked against the manifest.
+
+        Args:
+            pretrained_name_or_path: The directory or Hub id.
+            config: How it is run, where not as its own ``config.json`` says.
+            revision: Branch, tag or commit on the Hub.
+            device: Defaults to the one that the bundle was made on, where that is there.
+            base: The base checkpoint, where it no longer is where the bundle says.
+            n_action_steps: Steps executed of a chunk; the bundle's own number when left out.
+            token: Of the Hub; ``cache_dir``, ``local_files_only`` and ``force_download`` likewise.
+            cache_dir: See there.
+            local_files_only: See there.
+            force_download: See there.
+            kwargs: What LeRobot gives to policies that it trains (a dataset's statistics); unused.
 
         Raises:
-            DeasError: Missing or mismatched parts, by name.
+            DeasError: Missing, altered or mismatched parts, by name; a base checkpoint that is not
+                the one that the bundle was made over; another robot.
         """
-        root = local_directory(pretrained_name_or_path, revision)
+        root = local_directory(
+            pretrained_name_or_path,
+            revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        manifest, own = read_manifest(root), read_config(root)
         config = config or read_config(root)
-        device = device or str(config.device)
+        config.device = device or config.device
+        config.vla.path = base or config.vla.path
+        config.n_action_steps = n_action_steps or config.n_action_steps
         stats_file = root / "policy" / STATS_FILE
         stats = json.loads(stats_file.read_text()) if stats_file.exists() else None
         vla = load_vla(
             config.vla,
             dataset_stats=stats,
             adapter=root / "policy" if config.adapter else None,
-            device=device,
+            device=str(config.device),
         )
-        critic = load_critic(root / "critic", device) if (root / "critic").is_dir() else None
-        return cls(config, vla, critic, stats)
+        critic = None
+        if (root / "critic").is_dir():
+            critic = load_critic(root / "critic", str(config.device))
+        policy = cls(config, vla, critic, stats, provenance_of(manifest))
+        check_base(str(pretrained_name_or_path), manifest, own.vla, config.vla, vla)
+        return policy
 
 
 def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tensor:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from deas_vla.bundle import open_bundle, read_manifest, write_bundle
+from deas_vla.data.counts import task_counts
 from deas_vla.data.episodes import (
     EpisodeTable,
     episode_digests,
@@ -127,6 +128,7 @@ def retrain(
             "fingerprint": data.table.fingerprint,
             "episodes": data.table.num_episodes,
             "successful_episodes": int(data.table.episode_success.sum()),
+            "tasks": task_counts(data.table),
             "trained_episode_digests": episode_digests(data.table, data.train),
             "held_out_episodes": data.table.episode_ids[data.held_out].tolist(),
             "rollouts": [str(place) for place in rollouts],

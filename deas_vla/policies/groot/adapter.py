@@ -33,6 +33,7 @@ from deas_vla.policies.groot.processors import (
     quiet,
     reference_state,
 )
+from deas_vla.policies.lora import active_weights
 from deas_vla.policies.vla import Encoding, Tail, VLASpec
 
 _BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
@@ -196,7 +197,7 @@ class GrootVLA:
     def backbone_fingerprint(self) -> str:
         """SHA-256 over the backbone's weights and the processor's settings."""
         digest = hashlib.sha256()
-        update_with_weights(digest, self.groot.backbone.state_dict())
+        update_with_weights(digest, active_weights(self.model, self.groot.backbone))
         settings = processor_settings(self.preprocessor)
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         return digest.hexdigest()
@@ -205,7 +206,7 @@ class GrootVLA:
         """SHA-256 over the action head, adapter included, and its number of denoising steps."""
         head = self.groot.action_head
         digest = hashlib.sha256(str(head.num_inference_timesteps).encode())
-        update_with_weights(digest, head.state_dict())
+        update_with_weights(digest, active_weights(self.model, head))
         return digest.hexdigest()
 
     def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
