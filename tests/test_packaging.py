@@ -31,6 +31,7 @@ LAYERS = {
     "guidance": 3,
     "envs": 4,
     "bundle": 4,
+    "adapters": 4,
     "evaluation": 5,
     "training": 5,
     "serving": 5,

@@ -35,6 +35,7 @@ from deas_vla.guidance.startup import ready
 from deas_vla.guidance.warm_start import real_time_tail, tail_of
 from deas_vla.policies.compiling import compiled
 from deas_vla.policies.config import load_vla
+from deas_vla.policies.lora import active_weights, unwrapped
 from deas_vla.policies.vla import VLA, Encoding, Tail
 
 STATS_FILE = "dataset_stats.json"
@@ -274,8 +275,9 @@ class ValueGuidedPolicy(PreTrainedPolicy):
     def revision(self) -> str:
         """SHA-256 over all weights and statistics: which policy and critic this is."""
         digest = hashlib.sha256(json.dumps(self.dataset_stats, sort_keys=True).encode())
-        for module in (self.vla.model, self.critic):
-            update_with_weights(digest, module.state_dict() if module else {})
+        network = self.vla.model
+        update_with_weights(digest, active_weights(network, unwrapped(network)) if network else {})
+        update_with_weights(digest, self.critic.state_dict() if self.critic else {})
         return digest.hexdigest()
 
     def select_action(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
@@ -322,6 +324,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         device: str | None = None,
         base: str | None = None,
         n_action_steps: int | None = None,
+        load: Callable[..., VLA] = load_vla,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -339,6 +342,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
             device: Defaults to the one that the bundle was made on, where that is there.
             base: The base checkpoint, where it no longer is where the bundle says.
             n_action_steps: Steps executed of a chunk; the bundle's own number when left out.
+            load: What loads the VLA, in place of `load_vla`.
             token: Of the Hub; ``cache_dir``, ``local_files_only`` and ``force_download`` likewise.
             cache_dir: See there.
             local_files_only: See there.
@@ -364,7 +368,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         config.n_action_steps = n_action_steps or config.n_action_steps
         stats_file = root / "policy" / STATS_FILE
         stats = json.loads(stats_file.read_text()) if stats_file.exists() else None
-        vla = load_vla(
+        vla = load(
             config.vla,
             dataset_stats=stats,
             adapter=root / "policy" if config.adapter else None,

@@ -9,6 +9,7 @@ import torch
 
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.lora import load_adapter
 from deas_vla.policies.vla import VLA
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,7 +68,5 @@ def load_vla(
         denoising_steps=config.denoising_steps,
     )
     if adapter is not None:
-        from peft import PeftModel
-
-        vla.model = PeftModel.from_pretrained(vla.model, str(adapter)).eval()
+        vla.model = load_adapter(vla.model, adapter)
     return vla

@@ -90,13 +90,14 @@ class VLA(Protocol):
     Attributes:
         model: The network, of which an adapter is trained and saved; PEFT wraps it in place.
         name_or_path: Where the base checkpoint came from.
-        lora_targets: Pattern of the layers that LoRA goes to.
+        lora_parts: Patterns of the layers that LoRA may go to, by the name of their part; ``head``
+            is the action head.
         projectors: Modules that are trained and kept whole, where the embodiment is new.
     """
 
     model: Any
     name_or_path: str
-    lora_targets: str
+    lora_parts: Mapping[str, str]
     projectors: tuple[str, ...]
 
     @property
@@ -104,6 +105,17 @@ class VLA(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    def for_embodiment(
+        self,
+        *,
+        embodiment: str,
+        image_keys: tuple[str, ...],
+        state_dim: int,
+        action_dim: int,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None,
+    ) -> "VLA":
+        """The same network, not a copy, with processors and statistics of another robot."""
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from deas_vla.policies.config import VLAConfig
 from deas_vla.policies.vla import VLASpec
 from deas_vla.training.checkpoints import CheckpointConfig
 
+PROJECTORS = "projectors"  # a part that is trained whole, not by LoRA
 STAGES = ("features", "policy", "critic")
 SCHEDULES = ("constant", "cosine")
 _CRITIC_COUNTS = ("horizon", "policy_samples", "log_every")
@@ -46,7 +47,9 @@ class PolicyConfig:
         dtype: Of the frozen weights.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
         episodes: Behaviour cloning on ``all`` or only on ``successful`` episodes.
-        lora_rank: Rank of the adapters on the flow-matching head.
+        lora_parts: Where adapters go: ``head`` (the flow's transformer), ``attention`` (of it only
+            the attention layers), and ``projectors``, which stands for ``train_projectors``.
+        lora_rank: Rank of the adapters.
         lora_alpha: Their scale, relative to the rank.
         lora_dropout: Dropout before them.
         train_projectors: Also train the embodiment's state and action projectors, which an
@@ -66,6 +69,7 @@ class PolicyConfig:
     dtype: str = "float32"
     denoising_steps: int | None = None
     episodes: str = "all"
+    lora_parts: list[str] = field(default_factory=lambda: ["head"])
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.transitions import gather_chunks
 from deas_vla.errors import DeasError
+from deas_vla.policies.lora import target_pattern
 from deas_vla.policies.vla import VLA
-from deas_vla.training.config import PolicyConfig
+from deas_vla.training.config import PROJECTORS, PolicyConfig
 from deas_vla.training.divergence import LossWatch
 from deas_vla.training.features import Encodings
 from deas_vla.training.loop import warmup_cosine
@@ -74,17 +75,23 @@ def policy_targets(vla: VLA, table: EpisodeTable, starts: NDArray[np.int64]) -> 
 
 
 def add_lora(vla: VLA, config: PolicyConfig) -> None:
-    """Wrap the model by PEFT: adapters on the flow head, everything else frozen."""
+    """Wrap the model by PEFT: adapters on the chosen parts, everything else frozen.
+
+    Raises:
+        DeasError: A part that the family does not have.
+    """
     from peft import LoraConfig, get_peft_model
 
+    projectors = config.train_projectors or PROJECTORS in config.lora_parts
+    parts = [part for part in config.lora_parts if part != PROJECTORS]
     vla.model = get_peft_model(
         vla.model,
         LoraConfig(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=vla.lora_targets,
-            modules_to_save=list(vla.projectors) if config.train_projectors else None,
+            target_modules=target_pattern(vla.lora_parts, parts),
+            modules_to_save=list(vla.projectors) if projectors else None,
         ),
     )
     vla.model.peft_config["default"].base_model_name_or_path = vla.name_or_path

@@ -33,7 +33,7 @@ def adapted() -> Iterator[GrootVLA]:
 
     vla = load_vla(config())
     settings = LoraConfig(
-        r=4, target_modules=vla.lora_targets, modules_to_save=list(vla.projectors)
+        r=4, target_modules=vla.lora_parts["head"], modules_to_save=list(vla.projectors)
     )
     vla.model = get_peft_model(vla.model, settings).eval()
     generator = torch.Generator().manual_seed(5)

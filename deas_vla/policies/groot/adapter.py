@@ -33,7 +33,7 @@ from deas_vla.policies.groot.processors import (
     quiet,
     reference_state,
 )
-from deas_vla.policies.lora import active_weights
+from deas_vla.policies.lora import active_weights, unwrapped
 from deas_vla.policies.vla import Encoding, Tail, VLASpec
 
 _BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
@@ -46,8 +46,11 @@ class GrootVLA:
     an adapter is loaded or trained.
     """
 
-    # LoRA goes where the flow is computed: attention and feed-forward layers of the head's DiT.
-    lora_targets = r"action_head\.model\..*\.(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2)"
+    # Where LoRA may go. The flow is computed by the attention and feed-forward layers of the DiT.
+    lora_parts: Mapping[str, str] = {
+        "head": r"action_head\.model\..*\.(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2)",
+        "attention": r"action_head\.model\..*\.(to_q|to_k|to_v|to_out\.0)",
+    }
     # What knows the embodiment is no plain linear layer: PEFT trains and keeps whole copies.
     projectors: tuple[str, ...] = ("state_encoder", "action_encoder", "action_decoder")
 
@@ -73,7 +76,7 @@ class GrootVLA:
     @property
     def groot(self) -> Any:
         """LeRobot's ``GR00TN17`` itself, below any PEFT wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return unwrapped(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -188,6 +191,22 @@ class GrootVLA:
             tokens_per_image=(height // pixels, width // pixels),
         )
         return cls(model, preprocessor, postprocessor, spec, name_or_path)
+
+    def for_embodiment(self, **robot: Any) -> "GrootVLA":
+        """The same network for another robot; arguments as of :meth:`from_pretrained`."""
+        root = checkpoint_directory(self.name_or_path)
+        config = read_config(root, self.name_or_path)
+        known = ("embodiment", "image_keys", "state_dim", "action_dim")
+        check_fit(root, config, **{name: robot[name] for name in known})
+        view = self.assemble(
+            self.groot,
+            root,
+            backbone_path(root, config["model_name"]),
+            name_or_path=self.name_or_path,
+            **robot,
+        )
+        view.model = self.model
+        return view
 
     @property
     def image_size(self) -> tuple[int, int]:
