@@ -162,6 +162,13 @@ class ResidentVLA:
         with self.active():
             return self._vla.model
 
+    def compile(self) -> None:
+        """Raises DeasError: whether compiled code follows a switch has not been shown."""
+        raise DeasError(
+            "speed.compile is true: a bank's adapters run uncompiled; use speed.compile=false, or "
+            "open this bundle by itself"
+        )
+
     def backbone_fingerprint(self) -> str:
         with self.active():
             return self._vla.backbone_fingerprint()

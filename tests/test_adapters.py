@@ -90,6 +90,8 @@ def test_what_a_bank_refuses(bundles: dict[str, Path]) -> None:
         bank.add("recipe", bundles["same"])
     with pytest.raises(DeasError, match="adapters of a bank share their base"):
         Merge(bank["recipe"])
+    with pytest.raises(DeasError, match="a bank's adapters run uncompiled"):
+        bank["recipe"].vla.compile()
     moved_base = open_bundle(bundles["same"])
     moved_base.config.vla.denoising_steps = 2
     elsewhere = bundles["same"].parent / "steps"
