@@ -1,13 +1,12 @@
 """The scripts that make the nano GR00T, and a robot of 44 dimensions through the whole recipe."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from recipe_cases import NANO, ROOT, load_script
+from recipe_cases import NANO, load_script
 
 from deas_vla.bundle import open_bundle
 from deas_vla.cli import parse
@@ -18,71 +17,27 @@ from deas_vla.policies.config import VLAConfig, load_vla
 LIMITS = {"max_state_dim": 132, "max_action_dim": 132, "action_horizon": 40}
 
 
-@pytest.fixture(scope="module")
-def scripts() -> object:
-    """The folder of the scripts, where they find each other."""
-    folder = str(ROOT / "recipes/nano")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
-
-
-@pytest.fixture(scope="module")
-def frames(scripts: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise in the shape of both robots' frames: six episodes of four."""
-    from frames import Frames, chunk_at
-    from robots import ROBOTS
-
-    data, rng = tmp_path_factory.mktemp("nano") / "data", np.random.default_rng(0)
-    for robot in ROBOTS:
-        rows, pairs = [], []
-        for frame in range(24):
-            actions = rng.uniform(-1, 1, (9, robot.action_dim)).astype(np.float32)
-            pairs += [(frame, f"{which} knob", rng.normal(size=3)) for which in ("left", "right")]
-            rows.append(
-                {
-                    "images": rng.integers(0, 255, (len(robot.cameras), 64, 64, 3), dtype=np.uint8),
-                    "state": rng.normal(size=robot.state_dim).astype(np.float32),
-                    **chunk_at(actions, 0),
-                    "imitate": frame % 4 > 0,
-                    "text": "left knob",
-                    "hand": np.zeros(3, np.float32),
-                    "episode": frame // 4,
-                }
-            )
-        (data / robot.folder).mkdir(parents=True)
-        Frames.of(rows, pairs).save(data / robot.folder, 0)
-    return data
-
-
-@pytest.fixture(scope="module")
-def untrained(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import build
-
-    output = tmp_path_factory.mktemp("nano") / "init"
-    build.main(build.BuildConfig(data=frames, output=output))
-    return output
-
-
-def test_it_takes_what_the_public_checkpoint_takes(untrained: Path) -> None:
-    said = json.loads((untrained / "config.json").read_text())
+def test_it_takes_what_the_public_checkpoint_takes(untrained_nano: Path) -> None:
+    said = json.loads((untrained_nano / "config.json").read_text())
     assert {name: said[name] for name in LIMITS} == LIMITS and said["max_num_embodiments"] == 32
-    numbers = json.loads((untrained / "embodiment_id.json").read_text())
+    numbers = json.loads((untrained_nano / "embodiment_id.json").read_text())
     assert numbers["new_embodiment"] == 10 and len(set(numbers.values())) == 3
-    weights = sum(file.stat().st_size for file in untrained.glob("*.safetensors")) / 2  # float32
-    rest = sum(f.stat().st_size for f in untrained.rglob("*") if f.suffix != ".safetensors")
+    weights = (
+        sum(file.stat().st_size for file in untrained_nano.glob("*.safetensors")) / 2
+    )  # float32
+    rest = sum(f.stat().st_size for f in untrained_nano.rglob("*") if f.suffix != ".safetensors")
     assert weights + rest < 12_000_000
-    stats = json.loads((untrained / "statistics.json").read_text())["robocasa_panda_omron"]
+    stats = json.loads((untrained_nano / "statistics.json").read_text())["robocasa_panda_omron"]
     assert stats["state"]["base_position"]["max"] == [10.0] * 3  # no kitchen lies outside
     assert stats["state"]["gripper_qpos"]["max"][0] < 10  # of its frames
 
 
 def test_parts_are_joined_and_questions_stay_with_their_frames(
-    frames: Path, tmp_path: Path
+    nano_frames: Path, tmp_path: Path
 ) -> None:
     from frames import Frames
 
-    one = Frames.load(frames / "lift")
+    one = Frames.load(nano_frames / "lift")
     for part in range(2):
         one.save(tmp_path, part)
     both = Frames.load(tmp_path)
@@ -95,17 +50,19 @@ def test_parts_are_joined_and_questions_stay_with_their_frames(
 
 @pytest.mark.slow
 def test_both_robots_are_trained_over_one_backbone(
-    untrained: Path, frames: Path, tmp_path: Path
+    untrained_nano: Path, nano_frames: Path, tmp_path: Path
 ) -> None:
     import pretrain
     from robots import PANDA, PANDA_OMRON
 
     settings = {"grounding_steps": 4, "flow_steps": 3, "batch_size": 5, "holdout": 0.2}
     pretrain.main(
-        pretrain.PretrainConfig(init=untrained, data=frames, output=tmp_path / "nano", **settings)
+        pretrain.PretrainConfig(
+            init=untrained_nano, data=nano_frames, output=tmp_path / "nano", **settings
+        )
     )
     report = json.loads((tmp_path / "nano/pretraining.json").read_text())
-    before = load(untrained, PANDA).groot
+    before = load(untrained_nano, PANDA).groot
     for robot in (PANDA, PANDA_OMRON):
         assert report[robot.tag]["frames"] == 24 and report[robot.tag]["flow_loss"] > 0
         vla = load(tmp_path / "nano", robot)
@@ -141,7 +98,7 @@ def test_a_robot_of_44_dimensions_goes_through_the_whole_recipe(
     """A humanoid's dataset: convert, finetune with new projectors, critic, offline report."""
     said = json.loads((NANO / "config.json").read_text())
     fits = said["max_action_dim"] >= 44 and said["max_state_dim"] >= 44
-    nano = NANO if fits else request.getfixturevalue("untrained")
+    nano = NANO if fits else request.getfixturevalue("untrained_nano")
     dataset = convert_v2(shared_dir / "data/robot_sim.PickNPlace", tmp_path / "gr1")
     output = tmp_path / "run"
     finetune = load_script("recipes/finetune_groot.py")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recipe_cases import NANO, load_script, recipe
+from recipe_cases import recipe
 from robocasa_miniature import CAMERAS, pictures, robocasa_miniature
 
 from deas_vla.bundle import read_manifest
@@ -60,14 +60,11 @@ def test_pictures_belong_to_their_frames(new: Path) -> None:
             assert error.max() < shifted.min(), (row, camera)
 
 
-def test_it_is_trained_on(new: Path, tmp_path: Path) -> None:
-    wide = tmp_path / "wide"
-    widen = load_script("recipes/nano/widen.py")
-    widen.main(widen.WidenConfig(path=str(NANO), output=wide))
+def test_it_is_trained_on(new: Path, untrained_nano: Path, tmp_path: Path) -> None:
     output = recipe(
         new,
         tmp_path / "run",
-        f"--policy.path={wide}",
+        f"--policy.path={untrained_nano}",
         "--policy.embodiment=new_embodiment",
         "--policy.train_projectors=true",
         "--features.pooling.kind=camera_mean",
