@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,3 +35,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """``value`` as JSON at ``path``, whole or not at all."""
     write_text(path, json.dumps(value, indent=1))
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory so that no half of it is ever seen under its name."""
+    hidden = directory.with_name(f".old-{directory.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -4,8 +4,8 @@ accelerate launch recipes/finetune_groot.py --config_path recipes/configs/quicks
 
 Stages, in this order: ``features`` runs every frame through the frozen backbone once and caches the
 tokens and their pooling; ``policy`` trains LoRA on the flow-matching action head; ``critic`` trains
-the critic. The run ends with a bundle in ``--output_dir``. An interrupted run goes on when the same
-command is given again.
+the critic. The run ends with a bundle in ``--output_dir``. The same command again goes on where an
+interrupted run stopped, and with more ``--critic.steps`` or ``--policy.steps`` a finished one.
 """
 
 import time
@@ -24,16 +24,17 @@ from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.provenance import run_record
 from deas_vla.training.candidates import candidates_by_frame
-from deas_vla.training.checkpoints import recorded_run
 from deas_vla.training.config import FinetuneConfig
 from deas_vla.training.critic import train_critic
 from deas_vla.training.critic_data import check_critic_data
 from deas_vla.training.datasets import load_dataset, provenance
 from deas_vla.training.features import check_statistics, dataset_statistics, extract_features
+from deas_vla.training.identity import identities
 from deas_vla.training.policy import finetune_policy, restore_policy
 from deas_vla.training.preemption import Preemption
+from deas_vla.training.record import recorded_run
 from deas_vla.training.run import Run
-from deas_vla.training.trackers import identity, make_accelerator
+from deas_vla.training.trackers import make_accelerator
 
 
 def main(config: FinetuneConfig) -> None:
@@ -41,10 +42,10 @@ def main(config: FinetuneConfig) -> None:
     table = load_dataset(config.dataset)
     output = make_output_dir(config.output_dir)
     accelerator = make_accelerator(config)
-    same = identity(config, table.fingerprint)
+    stages = identities(config, table)
     with (
         Preemption(accelerator) as preemption,
-        recorded_run(output, config.stages, same, config.resume, accelerator),
+        recorded_run(output, stages, config.resume, accelerator),
     ):
         log = accelerator.log
         run = Run(output, accelerator, preemption, config.checkpoint, config.seed, log)

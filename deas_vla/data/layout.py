@@ -17,10 +17,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
+from deas_vla.digests import file_probe
 from deas_vla.errors import DeasError
-
-# Enough of a video's ends to tell two encodings of the same length apart without reading gigabytes.
-_VIDEO_PROBE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class DatasetLayout:
         for path in files:
             _update(digest, path.relative_to(self.root), path.read_bytes())
         for path in sorted((self.root / "videos").glob("*/*/*.mp4")):
-            _update(digest, path.relative_to(self.root), _video_probe(path))
+            _update(digest, path.relative_to(self.root), file_probe(path))
         return digest.hexdigest()
 
 
@@ -216,14 +214,6 @@ def _read_episodes(files: Sequence[Path]) -> pd.DataFrame:
     dataset = pads.dataset([str(path) for path in files], format="parquet")
     names = [name for name in dataset.schema.names if not name.startswith("stats/")]
     return dataset.to_table(columns=names).to_pandas().set_index("episode_index").sort_index()
-
-
-def _video_probe(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_VIDEO_PROBE_BYTES)
-        file.seek(max(0, size - _VIDEO_PROBE_BYTES))
-        return size.to_bytes(8, "big") + head + file.read()
 
 
 def _update(digest: "hashlib._Hash", name: Path, content: bytes) -> None:

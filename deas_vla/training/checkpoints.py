@@ -7,17 +7,13 @@ written under a name that nobody reads and renamed when it is whole, so a run ki
 leaves checkpoints that can be loaded, and only such.
 """
 
-import fcntl
 import json
 import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,13 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
-from deas_vla.files import write_json
+from deas_vla.files import discard
 from deas_vla.training.preemption import Preempted, Preemption
 
 RECORD = "checkpoint.json"
-RUN_FILE = "run.json"
 WEIGHTS = "weights.safetensors"
-_LOCK_SECONDS = 60.0  # how long a run waits for its predecessor to end
 
 
 @dataclass
@@ -169,7 +163,7 @@ class Checkpoints:
                 record = {"step": step, "metric": metric, "processes": accelerator.num_processes}
                 (beside / RECORD).write_text(json.dumps(record), encoding="utf-8")
                 _sync(beside)
-                _discard(place)
+                discard(place)
                 os.replace(beside, place)
                 self._prune()
             except OSError as error:
@@ -256,7 +250,7 @@ class Checkpoints:
         steps = sorted(self._all())
         for step in steps[: -self._config.keep]:
             if step != self._best():
-                _discard(self._path(step))
+                discard(self._path(step))
 
     def _path(self, step: int) -> Path:
         return self._directory / f"step-{step:08d}"
@@ -268,106 +262,6 @@ class Checkpoints:
             f"checkpoint {place} cannot be written ({cause}): {kept}; free disk space or use a "
             "smaller --checkpoint.keep, then run the same command to go on"
         )
-
-
-@contextmanager
-def recorded_run(
-    output: Path,
-    stages: list[str],
-    identity: dict[str, Any],
-    resume: bool,
-    accelerator: Accelerator,
-) -> Iterator[None]:
-    """Run the stages inside: alone in ``output``, going on or starting over, and noted when done.
-
-    A run that was interrupted goes on. One that has finished, or that ``resume`` refuses to go on
-    with, is started over: the checkpoints of its ``stages`` are removed first.
-
-    Args:
-        output: The run's directory.
-        stages: Stages of this run.
-        identity: All that decides the result, as flat JSON values.
-        resume: The user's wish.
-        accelerator: Its main process does all this for the others.
-
-    Raises:
-        DeasError: The interrupted run was another one, or another one is still writing here.
-    """
-    file = output / "checkpoints" / RUN_FILE
-    with ExitStack() as stack:
-        if accelerator.is_main_process:
-            stack.enter_context(_sole_writer(output))
-            _begin(file, stages, identity, resume)
-        accelerator.wait_for_everyone()
-        yield
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _write_run(file, identity, finished=True)
-
-
-def _begin(file: Path, stages: list[str], identity: dict[str, Any], resume: bool) -> None:
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    if before is not None and not before["finished"] and resume:
-        _check_same(file.parent.parent, before["identity"], identity)
-        return
-    for stage in stages:
-        _discard(file.parent / stage)
-    _write_run(file, identity, finished=False)
-
-
-@contextmanager
-def _sole_writer(output: Path) -> Iterator[None]:
-    """Keep other runs out of ``output``; waits for one that is about to end."""
-    root = output / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _locked(file.fileno()):
-            if time.monotonic() > deadline:
-                raise DeasError(
-                    f"another run is writing to {output}: stop it or choose another --output_dir"
-                )
-            time.sleep(0.2)
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def _check_same(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
-            raise DeasError(
-                f"the interrupted run in {output} had {name}={before.get(name)}, this one has "
-                f"{name}={now.get(name)}: give its value to go on, or start over with "
-                "--resume=false"
-            )
-
-
-def _write_run(file: Path, identity: dict[str, Any], *, finished: bool) -> None:
-    try:
-        write_json(file, {"finished": finished, "identity": identity})
-    except OSError as error:
-        raise DeasError(f"{file} cannot be written ({error.strerror}): free disk space") from error
-
-
-def _discard(directory: Path) -> None:
-    """Remove a directory so that no half of it is ever seen under its name."""
-    hidden = directory.with_name(f".old-{directory.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sync(directory: Path) -> None:

@@ -229,7 +229,8 @@ class FinetuneConfig:
     Attributes:
         output_dir: Where the bundle goes.
         checkpoint: When training states are saved, and which are kept.
-        resume: Go on where an interrupted run of the same command stopped; false starts over.
+        resume: Go on where an earlier run of the same settings stopped, or ended with fewer steps;
+            false removes the checkpoints of ``stages`` and starts over.
         stages: Which of ``features``, ``policy`` and ``critic`` to run, in that order.
         seed: Of everything random.
         tracker: accelerate tracker: ``tensorboard``, ``trackio`` or ``none``.

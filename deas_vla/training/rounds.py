@@ -23,7 +23,7 @@ from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import plain, provenance
-from deas_vla.training.checkpoints import CheckpointConfig, recorded_run
+from deas_vla.training.checkpoints import CheckpointConfig
 from deas_vla.training.config import (
     CriticTrainingConfig,
     DatasetConfig,
@@ -36,6 +36,7 @@ from deas_vla.training.encodings import Encodings, join_encodings
 from deas_vla.training.features import extract_features
 from deas_vla.training.policy import finetune_policy
 from deas_vla.training.preemption import Preemption
+from deas_vla.training.record import recorded_run
 from deas_vla.training.run import Run
 
 ROLLOUTS = "local/rollouts"
@@ -104,18 +105,15 @@ def retrain(
         steps=settings.policy_steps or policy_config.steps,
     )
 
-    stages = ["policy", "critic"] if settings.clone else ["critic"]
-    identity = {
-        "critic": str(plain(critic_config)),
-        "policy": str(plain(policy_config)) if settings.clone else "",
-        "data": data.table.fingerprint,
-        "seed": settings.seed,
-    }
+    shared = {"data": data.table.fingerprint, "seed": settings.seed}
+    identities = {"critic": shared | {"critic": str(plain(critic_config))}}
+    if settings.clone:
+        identities["policy"] = shared | {"policy": str(plain(policy_config))}
     directory.mkdir(parents=True, exist_ok=True)
     training = directory / "training"
     with (
         Preemption(accelerator) as preemption,
-        recorded_run(training, stages, identity, True, accelerator),
+        recorded_run(training, identities, True, accelerator),
     ):
         seed = settings.seed + settings.round
         run = Run(training, accelerator, preemption, CheckpointConfig(), seed, lambda *_: None)

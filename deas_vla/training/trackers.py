@@ -2,7 +2,6 @@
 
 import importlib.util
 from datetime import timedelta
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
@@ -10,6 +9,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from deas_vla.errors import DeasError
 from deas_vla.provenance import plain
 from deas_vla.training.config import FinetuneConfig
+from deas_vla.training.identity import flat
 
 _PATIENCE = timedelta(days=7)
 
@@ -39,30 +39,6 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
         )
     if names:
         accelerator.init_trackers(
-            "logs" if not config.wandb.enable else config.wandb.project, config=_flat(plain(config))
+            "logs" if not config.wandb.enable else config.wandb.project, config=flat(plain(config))
         )
     return accelerator
-
-
-def identity(config: FinetuneConfig, dataset: str) -> dict[str, Any]:
-    """What decides a run's result: the resolved config without where, how often and how watched.
-
-    Args:
-        config: Of the run.
-        dataset: The dataset's fingerprint.
-    """
-    apart = ("output_dir", "resume", "tracker", "wandb", "checkpoint", "guidance")
-    kept = {name: value for name, value in plain(config).items() if name not in apart}
-    return _flat(kept) | {"dataset.content": dataset}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Hyper-parameters as trackers take them: one level, scalars and strings."""
-    out: dict[str, str | int | float | bool] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            out |= _flat(value, f"{name}.")
-        else:
-            out[name] = value if isinstance(value, (str, int, float, bool)) else str(value)
-    return out

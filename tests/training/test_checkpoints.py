@@ -8,8 +8,7 @@ import re
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import nn
 
 from deas_vla.bundle import read_manifest
 from deas_vla.errors import DeasError
-from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints, recorded_run
+from deas_vla.training.checkpoints import CheckpointConfig, Checkpoints
 from deas_vla.training.loop import index_batches, warmup_cosine
 from deas_vla.training.preemption import Preempted, Preemption
 
@@ -78,6 +77,16 @@ def test_interrupted_at_any_step_it_ends_the_same(tmp_path: Path) -> None:
         assert left.value.code == 0 and steps_in(place) == [at]
         again = Stage(place).run(7)
         assert all(torch.equal(again[name], tensor) for name, tensor in whole.items()), at
+
+
+def test_a_finished_run_is_extended_to_the_bits_of_a_longer_one(tmp_path: Path) -> None:
+    """At a constant learning rate."""
+    whole = Stage(tmp_path / "whole").run(7)
+    Stage(tmp_path / "extended").run(4)
+    assert steps_in(tmp_path / "extended") == [4]
+    longer = Stage(tmp_path / "extended").run(7)
+    assert steps_in(tmp_path / "extended") == [4, 7]
+    assert all(torch.equal(longer[name], tensor) for name, tensor in whole.items())
 
 
 def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -140,56 +149,6 @@ def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
     factors = [warmup_cosine(step, 100) for step in range(101)]
     assert factors[0] == 0.2 and factors[4] == 1.0 and factors[100] == pytest.approx(0)
     assert all(a >= b for a, b in itertools.pairwise(factors[4:]))
-
-
-# ---- one run -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def run_of(output: Path, resume: bool = True, **identity: Any) -> Iterator[None]:
-    with recorded_run(output, ["critic"], identity, resume, Accelerator()):
-        yield
-
-
-def interrupted(output: Path, **identity: Any) -> Path:
-    """A run that has written one checkpoint; returns it."""
-    checkpoint = output / "checkpoints/critic/step-00000001"
-    with pytest.raises(KeyError), run_of(output, **identity):
-        checkpoint.mkdir(parents=True)
-        raise KeyError
-    return checkpoint
-
-
-def test_an_interrupted_run_goes_on_and_a_finished_one_starts_over(tmp_path: Path) -> None:
-    checkpoint = interrupted(tmp_path, lr=1)
-    with run_of(tmp_path, lr=1):
-        assert checkpoint.is_dir()
-    with run_of(tmp_path, lr=2):
-        assert not checkpoint.exists()
-
-
-def test_another_run_does_not_go_on(tmp_path: Path) -> None:
-    checkpoint = interrupted(tmp_path, lr=1)
-    with (
-        pytest.raises(DeasError, match=r"had lr=1, this one has lr=2: .* --resume=false"),
-        run_of(tmp_path, lr=2),
-    ):
-        pass
-    assert checkpoint.is_dir()
-    with run_of(tmp_path, resume=False, lr=2):
-        assert not checkpoint.exists()
-
-
-def test_two_runs_do_not_write_to_one_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deas_vla.training.checkpoints._LOCK_SECONDS", 0.3)
-    with (
-        run_of(tmp_path),
-        pytest.raises(DeasError, match="another run is writing to"),
-        run_of(tmp_path),
-    ):
-        pass
 
 
 # ---- the recipe, killed --------------------------------------------------------------------------

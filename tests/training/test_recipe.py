@@ -292,4 +292,5 @@ def test_an_adapter_of_another_split_is_refused(
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("cache"))
     with pytest.raises(DeasError, match="statistics of another dataset or split"):
-        recipe(tiny_dataset, copy, "--stages=[features,critic]", "--dataset.holdout=0")
+        more = ["--dataset.holdout=0", "--resume=false"]
+        recipe(tiny_dataset, copy, "--stages=[features,critic]", *more)

@@ -1,0 +1,148 @@
+"""What a run notes of itself: which settings its stages were trained with, and whether they ended.
+
+``<output_dir>/checkpoints/run.json`` holds this for each stage that trains. It decides whether a
+command goes on with what is there, and refuses by name where it would not.
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from deas_vla.errors import DeasError
+from deas_vla.files import discard, write_json
+
+RUN_FILE = "run.json"
+Identity = Mapping[str, Any]
+_LOCK_SECONDS = 60.0  # how long a run waits for its predecessor to end
+
+
+@contextmanager
+def recorded_run(
+    output: Path, identities: Mapping[str, Identity], resume: bool, accelerator: Accelerator
+) -> Iterator[None]:
+    """Run the stages inside: alone in ``output``, going on or starting over, and noted when done.
+
+    A stage goes on from its newest checkpoint, whether it was interrupted or has finished; its
+    ``steps`` may have been raised. Checkpoints are removed only where ``resume`` is false, and of
+    this run's stages alone.
+
+    Args:
+        output: The run's directory.
+        identities: All that decides each stage's result, as flat JSON values; ``<stage>.steps``
+            among them.
+        resume: The user's wish.
+        accelerator: Its main process does all this for the others.
+
+    Raises:
+        DeasError: A stage was trained with other settings, or another run is still writing here.
+    """
+    file = output / "checkpoints" / RUN_FILE
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(_sole_writer(output))
+            for line in _begin(file, identities, resume):
+                accelerator.print(line)
+        accelerator.wait_for_everyone()
+        yield
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _note(file, _known(file), identities, finished=True)
+
+
+def _begin(file: Path, identities: Mapping[str, Identity], resume: bool) -> list[str]:
+    """Make the stages' checkpoints what they go on from; what there is to say about it."""
+    known, said = _known(file, of_any_version=not resume), []
+    if resume:
+        for stage, identity in identities.items():
+            if stage in known:
+                said += _compare(file.parent.parent, stage, known[stage], identity)
+    for stage in identities:
+        if not resume or stage not in known:
+            discard(file.parent / stage)
+    _note(file, known, identities, finished=False)
+    return said
+
+
+def _compare(output: Path, stage: str, before: dict[str, Any], now: Identity) -> list[str]:
+    had, steps = before["identity"], f"{stage}.steps"
+    run = f"the {'finished' if before['finished'] else 'interrupted'} run in {output}"
+    for name in sorted({*had, *now} - {steps}):
+        if had.get(name) != now.get(name):
+            raise DeasError(
+                f"{run} had {name}={had.get(name)}, this one has {name}={now.get(name)}: give its "
+                "value to go on, choose another --output_dir, or start over with --resume=false"
+            )
+    more, fewer = now.get(steps, 0), had.get(steps, 0)
+    if more < fewer:
+        raise DeasError(
+            f"{run} had {steps}={fewer}, this one has {steps}={more}: steps can be raised, not "
+            "lowered; choose another --output_dir, or start over with --resume=false"
+        )
+    if more == fewer:
+        return []
+    return [
+        f"{stage}: {steps} raised from {fewer} to {more}; a constant learning rate stays what it "
+        f"is, a cosine goes on as that of {more} updates, so it rises again"
+    ]
+
+
+def _known(file: Path, of_any_version: bool = False) -> dict[str, Any]:
+    """Stages of earlier runs by name, each with ``finished`` and ``identity``."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if "stages" not in content:
+        if of_any_version:
+            return {}
+        raise DeasError(
+            f"{file} was written by an earlier version: finish the run with that one, or start "
+            "over with --resume=false"
+        )
+    stages: dict[str, Any] = content["stages"]
+    return stages
+
+
+def _note(
+    file: Path, known: dict[str, Any], identities: Mapping[str, Identity], *, finished: bool
+) -> None:
+    stages = known | {
+        stage: {"finished": finished, "identity": dict(identity)}
+        for stage, identity in identities.items()
+    }
+    try:
+        write_json(file, {"stages": stages})
+    except OSError as error:
+        raise DeasError(f"{file} cannot be written ({error.strerror}): free disk space") from error
+
+
+@contextmanager
+def _sole_writer(output: Path) -> Iterator[None]:
+    """Keep other runs out of ``output``; waits for one that is about to end."""
+    root = output / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("a") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _locked(file.fileno()):
+            if time.monotonic() > deadline:
+                raise DeasError(
+                    f"another run is writing to {output}: stop it or choose another --output_dir"
+                )
+            time.sleep(0.2)
+        yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
