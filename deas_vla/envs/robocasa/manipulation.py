@@ -7,6 +7,7 @@ import numpy as np
 
 from deas_vla.envs.env import SimEnv
 from deas_vla.envs.robocasa.kitchen import KitchenEnv
+from deas_vla.envs.robocasa.landmarks import landmark
 from deas_vla.envs.robocasa.reaching import (
     FIST,
     OPEN,
@@ -95,11 +96,9 @@ def check_reach_expert(task: str) -> None:
 
 def _drawer(env: KitchenEnv) -> tuple[Vector, float]:
     """Middle of the running task's drawer handle, and how far the drawer is out, metres."""
-    kitchen = env.kitchen
-    sim, drawer = kitchen.sim, kitchen.drawer
-    handle = sim.data.geom_xpos[sim.model.geom_name2id(drawer.handle_name)]
-    out = -float(sim.data.qpos[sim.model.get_joint_qpos_addr(f"{drawer.name}_slidejoint")])
-    return from_base(env, handle), out
+    sim, joint = env.kitchen.sim, f"{env.kitchen.drawer.name}_slidejoint"
+    out = -float(sim.data.qpos[sim.model.get_joint_qpos_addr(joint)])
+    return from_base(env, landmark(env)), out
 
 
 def _close_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
@@ -143,8 +142,11 @@ def _turn_knob(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """
     kitchen = env.kitchen
     sim, prefix = kitchen.sim, kitchen.stove.naming_prefix
-    bar = sim.data.geom_xpos[sim.model.geom_name2id(f"{prefix}knob_{kitchen.knob}_main")]
-    at = from_base(env, bar) + [-0.01, 0.0, 0.06 * miss]  # clear of the panel behind the knob
+    at = from_base(env, landmark(env)) + [
+        -0.01,
+        0.0,
+        0.06 * miss,
+    ]  # clear of the panel behind the knob
     down = facing([0.0, 0.0, -1.0], [0.0, 1.0, 0.0])
     turned = sim.data.qpos[sim.model.get_joint_qpos_addr(f"{prefix}knob_{kitchen.knob}_joint")]
     upper = (float(turned) + np.pi / 2) % np.pi - np.pi / 2  # angle of the upper end, left of up
@@ -173,7 +175,7 @@ def _place_mug(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """
     kitchen = env.kitchen
     sim, prefix = kitchen.sim, kitchen.coffee_machine.naming_prefix
-    mug = from_base(env, sim.data.body_xpos[kitchen.obj_body_id["obj"]])
+    mug = from_base(env, landmark(env))
     site = from_base(
         env, sim.data.site_xpos[sim.model.site_name2id(f"{prefix}receptacle_place_site")]
     )

@@ -23,6 +23,7 @@ from deas_vla.policies.groot.checkpoint import (
     checkpoint_directory,
     read_config,
     statistics,
+    tensor_names,
     valid_horizon,
 )
 from deas_vla.policies.groot.flow import Flow
@@ -130,6 +131,10 @@ class GrootVLA:
                 dtype=dtype,
                 **overrides,
             ).to(device)
+        if not any(name.endswith("lm_head.weight") for name in tensor_names(root)):
+            # Nothing reads it, and LeRobot does not save it: it would be another one on each load,
+            # and the backbone's fingerprint with it.
+            model.backbone.model.tie_weights()
         return cls.assemble(
             model,
             root,

@@ -50,6 +50,17 @@ def backbone_path(root: Path, model_name: str) -> str:
     return str(local) if local.is_dir() else model_name
 
 
+def tensor_names(root: Path) -> set[str]:
+    """Names of all weights that lie in a checkpoint's safetensors files."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for file in root.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names.update(weights.keys())
+    return names
+
+
 def _modalities(root: Path, embodiment: str) -> dict[str, Any]:
     file = root / "processor_config.json"
     kwargs = json.loads(file.read_text())["processor_kwargs"] if file.exists() else {}

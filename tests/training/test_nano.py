@@ -1,0 +1,186 @@
+"""The scripts that make the nano GR00T, and a robot of 44 dimensions through the whole recipe."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recipe_cases import NANO, ROOT, load_script
+
+from deas_vla.bundle import open_bundle
+from deas_vla.cli import parse
+from deas_vla.data.convert import convert_v2
+from deas_vla.errors import DeasError
+from deas_vla.policies.config import VLAConfig, load_vla
+
+LIMITS = {"max_state_dim": 132, "max_action_dim": 132, "action_horizon": 40}
+
+
+@pytest.fixture(scope="module")
+def scripts() -> object:
+    """The folder of the scripts, where they find each other."""
+    folder = str(ROOT / "recipes/nano")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def frames(scripts: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in the shape of both robots' frames: six episodes of four."""
+    from frames import Frames, chunk_at
+    from robots import ROBOTS
+
+    data, rng = tmp_path_factory.mktemp("nano") / "data", np.random.default_rng(0)
+    for robot in ROBOTS:
+        rows, pairs = [], []
+        for frame in range(24):
+            actions = rng.uniform(-1, 1, (9, robot.action_dim)).astype(np.float32)
+            pairs += [(frame, f"{which} knob", rng.normal(size=3)) for which in ("left", "right")]
+            rows.append(
+                {
+                    "images": rng.integers(0, 255, (len(robot.cameras), 64, 64, 3), dtype=np.uint8),
+                    "state": rng.normal(size=robot.state_dim).astype(np.float32),
+                    **chunk_at(actions, 0),
+                    "imitate": frame % 4 > 0,
+                    "text": "left knob",
+                    "hand": np.zeros(3, np.float32),
+                    "episode": frame // 4,
+                }
+            )
+        (data / robot.folder).mkdir(parents=True)
+        Frames.of(rows, pairs).save(data / robot.folder, 0)
+    return data
+
+
+@pytest.fixture(scope="module")
+def untrained(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import build
+
+    output = tmp_path_factory.mktemp("nano") / "init"
+    build.main(build.BuildConfig(data=frames, output=output))
+    return output
+
+
+def test_it_takes_what_the_public_checkpoint_takes(untrained: Path) -> None:
+    said = json.loads((untrained / "config.json").read_text())
+    assert {name: said[name] for name in LIMITS} == LIMITS and said["max_num_embodiments"] == 32
+    numbers = json.loads((untrained / "embodiment_id.json").read_text())
+    assert numbers["new_embodiment"] == 10 and len(set(numbers.values())) == 3
+    weights = sum(file.stat().st_size for file in untrained.glob("*.safetensors")) / 2  # float32
+    rest = sum(f.stat().st_size for f in untrained.rglob("*") if f.suffix != ".safetensors")
+    assert weights + rest < 12_000_000
+    stats = json.loads((untrained / "statistics.json").read_text())["robocasa_panda_omron"]
+    assert stats["state"]["base_position"]["max"] == [10.0] * 3  # no kitchen lies outside
+    assert stats["state"]["gripper_qpos"]["max"][0] < 10  # of its frames
+
+
+def test_parts_are_joined_and_questions_stay_with_their_frames(
+    frames: Path, tmp_path: Path
+) -> None:
+    from frames import Frames
+
+    one = Frames.load(frames / "lift")
+    for part in range(2):
+        one.save(tmp_path, part)
+    both = Frames.load(tmp_path)
+    assert len(both.state) == 48 and both.pair_frame.max() == 47
+    np.testing.assert_array_equal(both.images[both.pair_frame[48:]], one.images[one.pair_frame])
+    assert one.valid[0].tolist() == [True] * 9 + [False] * 7 and not one.actions[0, 9:].any()
+    with pytest.raises(DeasError, match=r"no part_\*.npz in .*nowhere"):
+        Frames.load(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_both_robots_are_trained_over_one_backbone(
+    untrained: Path, frames: Path, tmp_path: Path
+) -> None:
+    import pretrain
+    from robots import PANDA, PANDA_OMRON
+
+    settings = {"grounding_steps": 4, "flow_steps": 3, "batch_size": 5, "holdout": 0.2}
+    pretrain.main(
+        pretrain.PretrainConfig(init=untrained, data=frames, output=tmp_path / "nano", **settings)
+    )
+    report = json.loads((tmp_path / "nano/pretraining.json").read_text())
+    before = load(untrained, PANDA).groot
+    for robot in (PANDA, PANDA_OMRON):
+        assert report[robot.tag]["frames"] == 24 and report[robot.tag]["flow_loss"] > 0
+        vla = load(tmp_path / "nano", robot)
+        assert vla.spec.action_horizon == 16 and vla.spec.noise_shape == (40, 132)
+        head, old = vla.groot.action_head, before.action_head
+        weight = head.action_encoder.W1.W
+        assert not weight[robot.number, robot.action_dim :].any()  # its padding is not heard
+        assert weight[robot.number, : robot.action_dim].any(dim=1).all()
+        moved = (head.state_encoder.layer1.W - old.state_encoder.layer1.W).abs().amax(dim=(1, 2))
+        assert moved[robot.number] > 5 * moved[7]  # of a free one only bfloat16's rounding
+    again = load(tmp_path / "nano", PANDA)  # an unused language head is not saved
+    assert again.backbone_fingerprint() == vla.backbone_fingerprint()
+    vision = [m.backbone.visual.patch_embed.proj.weight for m in (vla.groot, before)]
+    assert (vision[0] - vision[1]).abs().max() > 1e-3
+
+
+def load(path: Path, robot: object) -> object:
+    return load_vla(
+        VLAConfig(
+            path=str(path),
+            embodiment=robot.tag,
+            image_keys=list(robot.image_keys),
+            state_dim=robot.state_dim,
+            action_dim=robot.action_dim,
+        )
+    )
+
+
+@pytest.mark.slow
+def test_a_robot_of_44_dimensions_goes_through_the_whole_recipe(
+    shared_dir: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A humanoid's dataset: convert, finetune with new projectors, critic, offline report."""
+    said = json.loads((NANO / "config.json").read_text())
+    fits = said["max_action_dim"] >= 44 and said["max_state_dim"] >= 44
+    nano = NANO if fits else request.getfixturevalue("untrained")
+    dataset = convert_v2(shared_dir / "data/robot_sim.PickNPlace", tmp_path / "gr1")
+    output = tmp_path / "run"
+    finetune = load_script("recipes/finetune_groot.py")
+    finetune.main(
+        parse(
+            finetune.FinetuneConfig,
+            [
+                f"--dataset.root={dataset}",
+                "--dataset.repo_id=test/gr1",
+                "--dataset.holdout=0.4",
+                f"--policy.path={nano}",
+                "--policy.embodiment=new_embodiment",
+                "--policy.train_projectors=true",
+                "--policy.steps=4",
+                "--policy.batch_size=8",
+                "--critic.horizon=40",
+                "--critic.steps=6",
+                "--critic.batch_size=16",
+                "--critic.hidden=[32,32]",
+                f"--output_dir={output}",
+                "--tracker=none",
+            ],
+        )
+    )
+    policy = open_bundle(output)
+    assert policy.vla.spec.action_horizon == 40
+    picture = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
+    task = "pick the pear from the counter and place it in the plate"
+    chunk = policy.predict_action_chunk(
+        {
+            "observation.images.ego_view": picture,
+            "observation.state": torch.zeros(1, 44),
+            "task": [task],
+        }
+    )
+    assert chunk.shape == (1, 40, 44) and bool(chunk.isfinite().all())
+
+    offline = load_script("eval/critic.py")
+    flags = [f"--bundle={output}", "--policy_frames=8", "--policy_samples=2", "--resamples=20"]
+    offline.main(parse(offline.CriticEvalConfig, flags))
+    record = json.loads((output / "eval_critic/results.json").read_text())
+    assert record["rows"] and (output / "eval_critic/report.html").is_file()
