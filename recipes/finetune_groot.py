@@ -117,6 +117,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         seed=config.seed,
         device=accelerator.device.type,
     )
+    layout = open_dataset(table.repo_id, table.root)
     record = {
         **run_record(config, started),
         "data": {
@@ -126,7 +127,8 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
             "successful_episodes": int(table.episode_success.sum()),
             "trained_episode_digests": episode_digests(table, train),
             "held_out_episodes": table.episode_ids[held_out].tolist(),
-            "image_sizes": open_dataset(table.repo_id, table.root).image_sizes,
+            "image_sizes": layout.image_sizes,
+            "assets": layout.assets,
         },
     }
     if accelerator.is_main_process:

@@ -56,7 +56,13 @@ def record(root: Path, episodes: int = 6, state_dim: int = 9, action_dim: int = 
     rng = np.random.default_rng(0)
     names = (SPEC.state_names * 4)[:state_dim], (SPEC.action_names * 4)[:action_dim]
     with EpisodeRecorder(
-        root, "test/tiny", 10, dict.fromkeys(CAMERAS, (64, 64)), *names, robot_type="panda"
+        root,
+        "test/tiny",
+        10,
+        dict.fromkeys(CAMERAS, (64, 64)),
+        *names,
+        robot_type="panda",
+        assets="lite",
     ) as recorder:
         for episode in range(episodes):
             steps, good = 14 + 2 * episode, episode % 2 == 0

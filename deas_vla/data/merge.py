@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deas_vla.cli import run
 from deas_vla.data.episodes import EpisodeTable, load_episodes
 from deas_vla.data.layout import DatasetLayout, open_dataset
-from deas_vla.data.recording import quiet_lerobot, staging_directory
+from deas_vla.data.recording import quiet_lerobot, staging_directory, write_assets
 from deas_vla.errors import DeasError
 
 # Appending to a video rewrites it, so many small datasets are joined in groups first.
@@ -63,7 +63,7 @@ def merge(
     """Write a new dataset of all episodes of `sources`, in their order.
 
     Outcomes, seeds and revisions that a source lacks are filled in; any other column that not all
-    sources have is left out.
+    sources have is left out. Whose kitchens they are of stays said, `mixed` where they differ.
 
     Args:
         sources: LeRobotDatasets v3 of one robot, with the same cameras, states and actions.
@@ -87,6 +87,7 @@ def merge(
         if joined.parent != staging:  # a single source that needed nothing
             shutil.copytree(joined, staging / "copy")
             joined = staging / "copy"
+        write_assets(joined, _assets(layouts))
         joined.replace(output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -142,6 +143,14 @@ def _features(layouts: Sequence[DatasetLayout]) -> dict[str, Any]:
     for layout in layouts:
         merged |= {k: v for k, v in layout.info["features"].items() if k not in merged}
     return merged
+
+
+def _assets(layouts: Sequence[DatasetLayout]) -> str:
+    """Whose models the scenes of all sources are of; nothing where one of them does not say."""
+    whose = {layout.assets for layout in layouts}
+    if "" in whose:
+        return ""
+    return whose.pop() if len(whose) == 1 else "mixed"
 
 
 def _facts(feature: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Recording episodes as a LeRobotDataset v3 with rewards and outcomes."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -50,6 +51,8 @@ class EpisodeRecorder:
         state_names, action_names: one name per dimension.
         robot_type: e.g. `panda`.
         rgb_encoder: video settings; `small_video_encoder()` when None.
+        assets: whose models the simulator's scenes are of, for `meta/info.json`; empty where that
+            is no question.
 
     Raises:
         DeasError: `root` exists, cannot be written, or a camera key is not LeRobot's.
@@ -65,10 +68,12 @@ class EpisodeRecorder:
         action_names: Sequence[str],
         robot_type: str,
         rgb_encoder: "RGBEncoderConfig | None" = None,
+        assets: str = "",
     ) -> None:
         from lerobot.datasets import LeRobotDataset
 
         self._root = Path(root)
+        self._assets = assets
         self._image_shapes = dict(image_shapes)
         self._state_dim = len(state_names)
         self._action_dim = len(action_names)
@@ -153,6 +158,7 @@ class EpisodeRecorder:
             self.discard()
             raise DeasError(f"nothing was recorded for {self._root}: add at least one episode")
         self._dataset.finalize()
+        write_assets(self._staging / "dataset", self._assets)
         os.replace(self._staging / "dataset", self._root)
         shutil.rmtree(self._staging)
         return self._root
@@ -223,6 +229,17 @@ def _features(
 
 def _vector(dtype: str, names: Sequence[str]) -> dict[str, Any]:
     return {"dtype": dtype, "shape": (len(names),), "names": list(names)}
+
+
+def write_assets(root: Path, assets: str) -> None:
+    """Say in `meta/info.json` whose models a dataset's scenes are of; LeRobot passes over it.
+
+    LeRobot writes that file anew, without it, whenever it changes a dataset.
+    """
+    file = root / "meta/info.json"
+    info = json.loads(file.read_text())
+    if assets and info.get("assets") != assets:
+        file.write_text(json.dumps(info | {"assets": assets}, indent=4))
 
 
 def staging_directory(root: Path) -> Path:

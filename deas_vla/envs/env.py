@@ -23,6 +23,8 @@ class EnvSpec:
         fps: Control steps per second.
         horizon: Steps until the time limit truncates an episode.
         embodiment: Embodiment tag of the robot in GR00T's sense.
+        assets: Whose models the scenes are built from, where a simulator has several: ``lite`` or
+            ``robocasa``; empty elsewhere. Datasets and bundles say it.
     """
 
     name: str
@@ -33,6 +35,7 @@ class EnvSpec:
     fps: int
     horizon: int
     embodiment: str
+    assets: str = ""
 
     @property
     def image_keys(self) -> tuple[str, ...]:

@@ -129,14 +129,18 @@ class KitchenRolloutConfig:
 
         The first line of every result: numbers of the two are never pooled.
         """
-        names = {"robocasa": "RoboCasa's own kitchens", "lite": "lite kitchens"}
+        names = {
+            "robocasa": "RoboCasa's own kitchens",
+            "lite": "lite kitchens",
+            "mixed": "both kinds of kitchens",
+        }
         said = f"in {names[self.assets]}, split {self.split}"
         if self.bundle is None:
             return said
         from deas_vla.bundle import read_manifest
 
         trained = read_manifest(self.bundle)["data"].get("assets")
-        if trained is None or trained == self.assets:
+        if not trained or trained == self.assets:
             return said
         return f"{said}, by a bundle trained in {names.get(trained, trained)}"
 

@@ -88,6 +88,7 @@ def episode_recorder(
         state_names=spec.state_names,
         action_names=spec.action_names,
         robot_type=robot_type,
+        assets=spec.assets,
     )
 
 

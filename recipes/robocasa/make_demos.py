@@ -1,6 +1,9 @@
 """Record good and bad scripted demonstrations in RoboCasa's kitchens, as LeRobotDataset v3.
 
-python recipes/robocasa/make_demos.py --output=outputs/kitchen_demos
+python recipes/robocasa/make_demos.py --config_path recipes/configs/kitchen_demos.yaml
+
+makes those of lite kitchens; without a configuration, two tasks in RoboCasa's own kitchens. All
+tasks go into one dataset, told apart by the instruction alone.
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,10 +30,9 @@ from deas_vla.evaluation.recording import ScriptedConfig, episode_recorder, reco
 
 @dataclass(frozen=True)
 class DemoKitchenConfig(KitchenConfig):
-    """The kitchens, with two small pictures: what one CPU can train on."""
+    """The kitchens, with small pictures: what one CPU can train on."""
 
     split: str = "pretrain"
-    cameras: tuple[str, ...] = ("robot0_agentview_left", "robot0_eye_in_hand")
     image_size: int = 64
 
 
@@ -51,7 +53,7 @@ class RecordConfig(ScriptedConfig):
     episodes: int = 50
     first_seed: int = 3_000_000
     kitchen: DemoKitchenConfig = field(default_factory=DemoKitchenConfig)
-    output: Path = Path("outputs/kitchen_demos")
+    output: Path = Path("outputs/kettle_demos")
 
 
 def expert_of(task: str, sloppiness: float) -> Agent:

@@ -9,7 +9,9 @@ import pytest
 from data_cases import IMAGE_KEYS, make_episode, make_recorder, record
 
 from deas_vla.data.episodes import load_episodes
+from deas_vla.data.layout import open_dataset
 from deas_vla.data.merge import merge
+from deas_vla.data.recording import write_assets
 from deas_vla.errors import DeasError
 
 OURS = ("next.terminated", "next.truncated", "episode_seed", "policy_revision")
@@ -18,7 +20,7 @@ OURS = ("next.terminated", "next.truncated", "episode_seed", "policy_revision")
 @pytest.fixture(scope="module")
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("merge") / "rollouts"
-    with make_recorder(root) as recorder:
+    with make_recorder(root, assets="lite") as recorder:
         for seed, solved in ((0, False), (1, True)):
             episode = vars(make_episode(seed, 9 + seed, solved))
             recorder.add_episode(**episode, policy_revision="abc")
@@ -44,6 +46,7 @@ def test_demonstrations_and_rollouts(demos: Path, rollouts: Path, tmp_path: Path
     merged = merge([demos, rollouts], tmp_path / "merged", "test/merged", solved=[demos])
     table = load_episodes("test/merged", merged)
     assert table.episode_lengths.tolist() == [7, 7, 9, 10]
+    assert open_dataset("test/merged", merged).assets == ""  # the demonstrations do not say
     assert table.episode_success.tolist() == [True, True, False, True]
     assert table.tasks == ("task 1", "task 0")
     parts = [load_episodes("x/y", rollouts)]
@@ -73,8 +76,13 @@ def test_many_are_joined_in_groups(
     sources = [rollouts]
     for k in range(4):
         sources.append(Path(shutil.copytree(rollouts, tmp_path / f"copy{k}")))
-    table = load_episodes("a/b", merge(sources, tmp_path / "merged", "a/b"))
+    merged = merge(sources, tmp_path / "merged", "a/b")
+    table = load_episodes("a/b", merged)
     assert table.episode_lengths.tolist() == [9, 10] * 5 and rollouts.exists()
+    assert open_dataset("a/b", merged).assets == "lite"
+    write_assets(sources[-1], "robocasa")
+    both = merge(sources[-2:], tmp_path / "both", "a/b")
+    assert open_dataset("a/b", both).assets == "mixed"
 
 
 def test_one_source_is_copied(rollouts: Path, tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def test_demonstrations_are_a_dataset_with_robocasas_keys(tmp_path: Path, repo_r
     assert layout.image_keys == (
         "observation.images.robot0_agentview_left",
         "observation.images.robot0_eye_in_hand",
+        "observation.images.robot0_agentview_right",
     )
+    assert layout.assets == "robocasa"
     assert layout.tasks == ("Close the lid of the electric kettle.",)
     table = load_episodes("test/demos", root)
     assert table.state.shape == (5, 16) and table.action.shape == (5, 12)

@@ -79,7 +79,10 @@ NANO = "--policy.path=deas_vla/assets/groot_nano"
         ([], "no policy is given: use --bundle=DIR, --policy.path=CHECKPOINT or both"),
         (["--bundle=nowhere"], "bundle nowhere is no bundle"),
         (["--policy.path=./nowhere"], r"checkpoint './nowhere' does not exist"),
-        ([NANO], "action has 12 dimensions but the checkpoint takes at most 8"),
+        (
+            [NANO, "--policy.embodiment=robosuite_panda"],
+            "state has 16 dimensions but the checkpoint's embodiment 'robosuite_panda' has 9",
+        ),
     ],
 )
 @pytest.mark.usefixtures("kitchen_assets")

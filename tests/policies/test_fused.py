@@ -279,7 +279,7 @@ def test_real_time_chunking_is_lerobots(vla: GrootVLA) -> None:
     theirs = vla.groot.get_action(inputs | {"action": left}, options=options)["action_pred"]
     torch.manual_seed(2)
     start = torch.randn(1, 1, *vla.spec.noise_shape)
-    whole = torch.cat([left, torch.zeros(1, 7, left.shape[-1])], dim=1)
+    whole = nn.functional.pad(left, (0, 0, 0, start.shape[2] - 9))
     tail = Tail(whole, torch.tensor([False]), frozen=3, overlap=9)
     ours = vla.sample_normalised(vla.encode(batch), start, tail)
     torch.testing.assert_close(ours[:, 0], theirs, atol=1e-5, rtol=0)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from groot_cases import CAMERAS, NANO, ROOT, config, observation
+from groot_cases import CAMERAS, NANO, config, observation
 
 from deas_vla.errors import DeasError
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.groot import GrootVLA
 
+LIMITS = json.loads((NANO / "config.json").read_text())
 HEAD_INPUTS = (
     "input_ids",
     "attention_mask",
@@ -94,14 +95,17 @@ def test_new_embodiment_is_normalised_by_the_dataset() -> None:
     stats = {"observation.state": rows, "action": {k: v[:3] for k, v in rows.items()}}
     changes = {"embodiment": "new_embodiment", "state_dim": 5, "action_dim": 3}
     vla = load_vla(config(**changes), dataset_stats=stats)
-    action = torch.tensor([[[-2.0, 0.0, 2.0]]]).expand(1, 16, 3)
-    targets = vla.preprocess_targets(torch.zeros(1, 5), action, torch.ones(1, 16, dtype=torch.bool))
+    steps = vla.spec.action_horizon  # all that the head has, where the checkpoint says nothing
+    action = torch.tensor([[[-2.0, 0.0, 2.0]]]).expand(1, steps, 3)
+    valid = torch.ones(1, steps, dtype=torch.bool)
+    targets = vla.preprocess_targets(torch.zeros(1, 5), action, valid)
     assert targets["action"][0, 0, :3].tolist() == [-1.0, 0.0, 1.0]
     torch.testing.assert_close(
         vla.decode(targets["action"][:, None], torch.zeros(1, 5))[:, 0], action
     )
     both = observation(1) | {"observation.state": torch.zeros(1, 5)}
-    assert vla.sample(vla.encode(both), torch.zeros(1, 1, 16, 8)).shape == (1, 1, 16, 3)
+    noise = torch.zeros(1, 1, *vla.spec.noise_shape)
+    assert vla.sample(vla.encode(both), noise).shape == (1, 1, steps, 3)
 
 
 def test_bfloat16_weights_give_float32_chunks() -> None:
@@ -115,7 +119,10 @@ def test_bfloat16_weights_give_float32_chunks() -> None:
     ("changes", "message"),
     [
         ({"path": "/nowhere/at/all"}, "policy checkpoint '/nowhere/at/all' does not exist"),
-        ({"state_dim": 99}, "state has 99 dimensions but the checkpoint takes at most 16"),
+        (
+            {"state_dim": 199},
+            rf"state has 199 dimensions .* takes at most {LIMITS['max_state_dim']}",
+        ),
         ({"action_dim": 6}, "action has 6 dimensions but the checkpoint's embodiment"),
         ({"image_keys": CAMERAS[:1]}, "camera 'observation.images.eye_in_hand'"),
         ({"family": "pi9"}, "policy.family 'pi9' is unknown"),
@@ -149,25 +156,3 @@ def test_a_copied_checkpoint_is_the_same_policy(vla: GrootVLA, tmp_path: Path) -
 def test_nano_is_small() -> None:
     size = sum(file.stat().st_size for file in NANO.rglob("*") if file.is_file())
     assert size <= 12_000_000
-
-
-def test_a_wider_nano_checkpoint_samples_the_same_chunks(
-    vla: GrootVLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes/nano"))
-    import widen
-
-    widen.main(widen.WidenConfig(path=str(NANO), action_dim=16, output=tmp_path))
-    wide = load_vla(config(tmp_path))
-    noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(4))
-    ours = wide.sample(wide.encode(observation(2)), noise)
-    theirs = vla.sample(vla.encode(observation(2)), noise[..., :8])
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    twelve = config(tmp_path, embodiment="new_embodiment", state_dim=16, action_dim=12)
-    with pytest.raises(DeasError, match=r"action has 12 dimensions .* at most 8"):
-        load_vla(config(embodiment="new_embodiment", state_dim=16, action_dim=12))
-    statistics = {
-        key: {name: torch.full((dim,), value) for name, value in (("min", -1.0), ("max", 1.0))}
-        for key, dim in (("observation.state", 16), ("action", 12))
-    }
-    assert load_vla(twelve, dataset_stats=statistics).spec.action_dim == 12

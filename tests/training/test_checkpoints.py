@@ -363,7 +363,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else() -> None:
     vla.model.train()
     head = vla.groot.config
     targets = vla.preprocess_targets(
-        torch.zeros(2, 9), torch.rand(2, head.action_horizon, 7), torch.ones(2, 16, dtype=bool)
+        torch.zeros(2, 9), torch.rand(2, 16, 7), torch.ones(2, 16, dtype=bool)
     )
     tokens = {
         "tokens": torch.randn(2, 12, head.backbone_embedding_dim),

@@ -113,6 +113,7 @@ def kitchen_spec(config: KitchenConfig) -> EnvSpec:
         fps=FPS,
         horizon=config.horizon or task_horizon(task),
         embodiment=EMBODIMENT,
+        assets=config.assets,
     )
 
 

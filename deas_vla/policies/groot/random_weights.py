@@ -78,7 +78,7 @@ SIZES = {
             "num_key_value_heads": 4,
             "head_dim": 64,
             "num_hidden_layers": 8,
-            "vocab_size": 400,
+            "vocab_size": 512,
             "rope_scaling": {
                 "mrope_interleaved": True,
                 "mrope_section": [12, 10, 10],
