@@ -26,6 +26,13 @@ QUICKSTART_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/quic
 QUICKSTART_EVAL := eval/robosuite.py --bundle outputs/quickstart --candidates='[1,16]' --episodes=100 --seed=0 \
 	--output_dir outputs/quickstart/eval
 
+# The same in lite kitchens: four tasks, one policy and one critic. Demonstrations are made once, in kitchens to train in.
+KITCHENS_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/kitchen_demos.yaml
+KITCHENS_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/kitchens.yaml
+KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens --assets=lite --split=test --horizon=220 \
+	--tasks='[CloseDrawer,OpenDrawer,TurnOnStove,TurnOffStove]' --candidates='[1,16]' --episodes=25 \
+	--output_dir outputs/kitchens/eval
+
 # ---- Nothing outside the checkout -----------------------------------------------------------------------------------
 CACHE := $(CURDIR)/outputs/.cache
 export UV_CACHE_DIR ?= $(CURDIR)/.uv-cache
@@ -45,7 +52,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV HF_LEROBOT_HOME HF_HUB_CACHE HF_DATASETS_CACHE
 
-.PHONY: help quickstart test lint format install requirements clean distclean
+.PHONY: help quickstart kitchens test lint format install requirements clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
@@ -54,6 +61,12 @@ quickstart: $(INSTALLED) ## finetune, train the critic and compare best-of-16 wi
 	HF_HUB_OFFLINE=1 $(LAUNCH) $(QUICKSTART_TRAIN)
 	rm -rf outputs/quickstart/eval  # of an earlier bundle: an evaluation goes on only with its own
 	HF_HUB_OFFLINE=1 $(PYTHON) $(QUICKSTART_EVAL)
+
+kitchens: $(INSTALLED) ## the same for four tasks in lite kitchens, demonstrations included
+	test -d outputs/kitchen_demos || HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_DEMOS)
+	HF_HUB_OFFLINE=1 $(LAUNCH) $(KITCHENS_TRAIN)
+	rm -rf outputs/kitchens/eval
+	HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_EVAL)
 
 test: $(INSTALLED) ## run the whole test suite, fast tests first
 	$(PYTHON) -m pytest $(PYTEST_ARGS)

@@ -18,6 +18,20 @@ from deas_vla.evaluation.timing import Arm, interleave, text_lines, timing_row
 TINY = ["--critic.hidden=[32,32]", "--critic.batch_size=16", "--rounds=2", "--updates_per_round=2"]
 
 
+@pytest.mark.slow
+def test_kitchens_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEAS_ROBOCASA_ASSETS", raising=False)  # another test's kit: slow to time
+    bench = load_script("eval/bench_kitchens.py")
+    flags = ["--tasks=[CloseDrawer]", "--rounds=1", "--steps=2", "--image_size=32"]
+    bench.main(parse(bench.BenchConfig, [*flags, f"--output_dir={tmp_path}"]))
+    record = json.loads((tmp_path / "results.json").read_text())
+    lite = {row["what"].split(",")[0]: row for row in record["rows"] if row["assets"] == "lite"}
+    assert lite.keys() == {bench.RESET, bench.STEP, bench.PICTURE}
+    assert 0 < lite[bench.STEP]["median_ms"] < lite[bench.RESET]["median_ms"]
+    assert all(row["cpu_ms"] > 0 for row in lite.values())
+    assert (tmp_path / "report.html").is_file()
+
+
 def rows_of(output: Path) -> dict[tuple[str, int], dict]:
     record = json.loads((output / "results.json").read_text())
     assert {"config", "versions", "machine", "git_revision", "wall_seconds"} <= record.keys()

@@ -49,6 +49,33 @@ def test_parts_are_joined_and_questions_stay_with_their_frames(
 
 
 @pytest.mark.slow
+def test_frames_of_both_robots(nano_scripts: object, tmp_path: Path) -> None:
+    import make_kitchen_data
+    import make_lift_data
+    from frames import Frames
+
+    few = {"episodes": 1, "workers": 1, "output": tmp_path / "lift"}
+    (tmp_path / "lift").mkdir()
+    make_lift_data.simulate(make_lift_data.DataConfig(**few), 0)
+    lift = Frames.load(tmp_path / "lift")
+    np.testing.assert_allclose(lift.hand, lift.state[:, :3], atol=1e-6)
+    assert lift.imitate.all() and 0.8 < lift.pair_target[0, 2] < 0.9  # the cube, on its table
+    assert lift.images.shape[1:] == (2, 64, 64, 3) and lift.actions.shape[1:] == (16, 7)
+
+    few |= {"output": tmp_path, "tasks": ["TurnOnStove"], "horizons": [9]}
+    make_kitchen_data.simulate(make_kitchen_data.DataConfig(**few, scenes=1, poses=2), 0)
+    kitchens = Frames.load(tmp_path)
+    work = kitchens.imitate
+    assert 2 <= work.sum() <= 3 and (~work).sum() <= 2  # what no camera shows is not asked for
+    assert kitchens.images.shape[1:] == (3, 64, 64, 3) and kitchens.state.shape[1] == 16
+    np.testing.assert_allclose(kitchens.hand[work], kitchens.state[work, 7:10], atol=1e-5)
+    asked = [np.sum(kitchens.pair_frame == frame) for frame in np.flatnonzero(work)]
+    assert asked == [4] * work.sum()  # knobs
+    assert len({*kitchens.pair_text[:4].tolist()}) == 4
+    assert kitchens.valid[0].sum() in range(6, 10) and not kitchens.valid[~work].any()
+
+
+@pytest.mark.slow
 def test_both_robots_are_trained_over_one_backbone(
     untrained_nano: Path, nano_frames: Path, tmp_path: Path
 ) -> None:
