@@ -61,11 +61,6 @@ class DatasetLayout:
         """Whose models the scenes are of (`lite`, `robocasa`, `mixed`); empty where not said."""
         return str(self.info.get("assets", ""))
 
-    @property
-    def assets(self) -> str:
-        """Whose models the scenes are of (`lite`, `robocasa`, `mixed`); empty where not said."""
-        return str(self.info.get("assets", ""))
-
     def is_video(self, image_key: str) -> bool:
         """Whether a camera is stored as video (else its frames are images in the parquet files)."""
         return bool(self.info["features"][image_key]["dtype"] == "video")
