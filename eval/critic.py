@@ -125,7 +125,11 @@ def main(config: CriticEvalConfig) -> None:
     encodings = extract_features(
         policy.vla,
         table,
-        FeaturesConfig(policy.config.pooling, config.features.batch_size),
+        FeaturesConfig(
+            policy.config.pooling,
+            config.features.batch_size,
+            skip_unreadable=bool(manifest["data"].get("unreadable_episodes")),
+        ),
         config.features.cache or config.bundle / "cache",
         accelerator,
         keep_tokens=config.policy_samples > 0,
@@ -213,8 +217,10 @@ def fitting_critic(
     check_dimensions(table, spec.state_dim, spec.action_dim, spec.image_keys)
     check_same_critic(manifest, policy.critic.config)
     if manifest["data"]["fingerprint"] == table.fingerprint:
-        held_out = np.isin(table.episode_ids, manifest["data"]["held_out_episodes"])
-        check_statistics(policy.critic.normalizer, table, np.flatnonzero(~held_out))
+        data = manifest["data"]
+        apart = [*data["held_out_episodes"], *data.get("unreadable_episodes", [])]
+        trained = np.flatnonzero(~np.isin(table.episode_ids, apart))
+        check_statistics(policy.critic.normalizer, table, trained)
     return policy.critic
 
 

@@ -81,6 +81,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
     encodings = extract_features(
         vla, table, config.features, cache, accelerator, keep_tokens=keep_tokens
     )
+    train, held_out = encodings.readable(train), encodings.readable(held_out)
     if finetunes:
         trained = finetune_policy(
             vla, encodings, table, train, held_out, config.policy, run, shares=config.dataset.shares
@@ -141,6 +142,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
             "tasks": task_counts(table),
             "trained_episode_digests": episode_digests(table, train),
             "held_out_episodes": table.episode_ids[held_out].tolist(),
+            "unreadable_episodes": table.episode_ids[list(encodings.unreadable)].tolist(),
             "image_sizes": layout.image_sizes,
             "assets": layout.assets,
         },

@@ -343,6 +343,13 @@ def _fingerprint(layout: DatasetLayout, episodes: Sequence[int] | None) -> str:
     return hashlib.sha256(f"{content}:{list(episodes)}".encode()).hexdigest()
 
 
+def is_unchanged(table: EpisodeTable) -> bool:
+    """Whether a dataset's files still are what a table of one dataset was read from."""
+    layout = open_dataset(table.repo_id, table.root)
+    chosen = table.episode_ids.tolist()
+    return table.fingerprint in (_fingerprint(layout, None), _fingerprint(layout, chosen))
+
+
 def episode_digests(table: EpisodeTable, episodes: NDArray[np.int64]) -> list[str]:
     """What tells an episode from all others, wherever it is copied to: one short hash for each.
 

@@ -3,7 +3,8 @@
 On disk: `index.json` (fingerprint, layout, checksums), one `episode-*.npy` with its `.json` record
 for each finished episode, and in the end `features.npy`, which replaces them. Everything is written
 beside and renamed, so a run killed at any moment leaves finished episodes and nothing half-written
-under a name that is read.
+under a name that is read. A file is hashed when it is written; from then on its size and time tell
+whether it is that one, and only one that was touched is hashed again.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from deas_vla.errors import DeasError
 from deas_vla.files import written_beside
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
+_DTYPE = np.float16
+_OF_BEFORE = {"dtype": "float16"}  # what caches of before it was recorded hold
 
 
 class FeatureCache:
@@ -54,6 +57,7 @@ class FeatureCache:
             "num_episodes": len(self._lengths),
             "num_frames": self.num_frames,
             "feature_dim": feature_dim,
+            "dtype": np.dtype(_DTYPE).name,
         }
         index = self._read_index()
         if index is None:
@@ -85,32 +89,59 @@ class FeatureCache:
         if not missing and self._is_assembled():
             return 0
         frames = int(self._lengths[missing].sum()) + self.num_frames
-        return frames * self._dim * np.dtype(np.float16).itemsize
+        return frames * self._dim * np.dtype(_DTYPE).itemsize
+
+    def disk_space(self) -> str:
+        """One line for the log: frames, bytes per frame, need, and what is free."""
+        need, free = self.required_bytes(), shutil.disk_usage(self.directory).free
+        return (
+            f"{self.num_frames} frames x {self._dim} float16 ({2 * self._dim} bytes a frame): "
+            f"{size(need)} needed at {self.directory}, {size(free)} free"
+        )
 
     def check_disk_space(self) -> str:
-        """Compares the need with what is free, before any work.
-
-        Returns:
-            One line for the log: frames, bytes per frame, need, and what is free.
+        """`disk_space`, compared with what is free, before any work.
 
         Raises:
             DeasError: not enough space.
         """
-        need, free = self.required_bytes(), shutil.disk_usage(self.directory).free
-        text = (
-            f"{self.num_frames} frames x {self._dim} float16 ({2 * self._dim} bytes a frame): "
-            f"{_size(need)} needed at {self.directory}, {_size(free)} free"
-        )
-        if need > free:
+        text = self.disk_space()
+        if self.required_bytes() > shutil.disk_usage(self.directory).free:
             raise DeasError(f"disk too small for features, {text}: free some or move the cache")
         return text
 
-    def write(self, episode: int, features: NDArray[np.floating]) -> None:
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Episodes whose features stand for nothing, and why."""
+        found = {int(k): v for k, v in (self._read_index() or {}).get("unreadable", {}).items()}
+        for path in self.directory.glob("episode-*.json"):
+            record = _read_json(path) or {}
+            if record.get("key") == self.key:
+                episode = int(path.stem.removeprefix("episode-"))
+                found.pop(episode, None)
+                if "unreadable" in record:
+                    found[episode] = record["unreadable"]
+        return dict(sorted(found.items()))
+
+    def write_unreadable(self, episode: int, reason: str) -> None:
+        """Stores that an episode's features cannot be computed, so that it is not tried again.
+
+        Args:
+            episode: 0..E-1.
+            reason: why, for whoever asks later.
+        """
+        shape = (int(self._lengths[episode]), self._dim)
+        self.write(episode, np.zeros(shape, _DTYPE), unreadable=reason)
+
+    def write(
+        self, episode: int, features: NDArray[np.floating], unreadable: str | None = None
+    ) -> None:
         """Stores one episode.
 
         Args:
             episode: 0..E-1.
             features: (T_episode, F), stored as float16.
+            unreadable: why there was nothing to compute them from, if so; they stand for nothing.
 
         Raises:
             DeasError: a wrong shape, values that are not finite in float16, or a full disk.
@@ -122,16 +153,20 @@ class FeatureCache:
                 "write one row per frame"
             )
         with np.errstate(over="ignore"):  # overflow is what the next check is about
-            shard = np.ascontiguousarray(features, dtype=np.float16)
+            shard = np.ascontiguousarray(features, dtype=_DTYPE)
         if not np.isfinite(shard).all():
             frame = int(np.argwhere(~np.isfinite(shard))[0, 0])
             raise DeasError(
                 f"feature of episode {episode} frame {frame} is not finite in float16: "
                 "check the backbone's weights and precision"
             )
-        with _staged(self._shard_path(episode)) as temporary:
+        path = self._shard_path(episode)
+        with _staged(path) as temporary:
             np.save(temporary, shard, allow_pickle=False)
-        _write_json(self._record_path(episode), {"key": self.key, "sha256": _checksum(shard)})
+        record = {"key": self.key, "sha256": _checksum(shard), "stamp": _stamp(path)}
+        if unreadable is not None:
+            record["unreadable"] = unreadable
+        _write_json(self._record_path(episode), record)
 
     def assemble(self) -> NDArray[np.float16]:
         """Joins all episodes into one file, removes the shards, and maps it.
@@ -181,11 +216,18 @@ class FeatureCache:
         return slice(end - int(self._lengths[episode]), end)
 
     def _shard_valid(self, episode: int) -> bool:
+        return self._shard_checksum(episode) is not None
+
+    def _shard_checksum(self, episode: int) -> str | None:
+        """Of a finished episode's file; None where it is missing, torn or altered."""
         record = _read_json(self._record_path(episode))
-        shard = _read_array(self._shard_path(episode))
-        if record is None or shard is None or record["key"] != self.key:
-            return False
-        return bool(record["sha256"] == _checksum(shard))
+        if record is None or record["key"] != self.key:
+            return None
+        known, path = str(record["sha256"]), self._shard_path(episode)
+        if "stamp" in record and record["stamp"] == _stamp(path):
+            return known
+        shard = _read_array(path)  # touched since: copied, restored, damaged
+        return known if shard is not None and known == _checksum(shard) else None
 
     def _is_assembled(self) -> bool:
         """Whether `features.npy` is the file that the index describes, by size and time."""
@@ -209,21 +251,26 @@ class FeatureCache:
         for path in self.directory.glob(".*"):  # left by processes that were killed while writing
             path.unlink()
         before = _read_array(self._features_path)
+        index = self._read_index() or {}
+        earlier = index.get("sha256", [])
+        unreadable = self.unreadable
         checksums = []
         with _staged(self._features_path) as temporary:
             joined = np.lib.format.open_memmap(
-                temporary, mode="w+", dtype=np.float16, shape=(self.num_frames, self._dim)
+                temporary, mode="w+", dtype=_DTYPE, shape=(self.num_frames, self._dim)
             )
             for episode in range(len(self._lengths)):
-                rows = self._rows(episode)
-                source: Any = before[rows] if before is not None else None
-                if self._shard_valid(episode):
-                    source = _read_array(self._shard_path(episode))
-                joined[rows] = source
-                checksums.append(_checksum(source))
+                checksum = self._shard_checksum(episode)
+                source: Any = _read_array(self._shard_path(episode))
+                if checksum is None:  # in the file of before, which its checksum has confirmed
+                    assert before is not None
+                    source, checksum = before[self._rows(episode)], earlier[episode]
+                joined[self._rows(episode)] = source
+                checksums.append(checksum)
             joined.flush()
         stamp = _stamp(self._features_path)
-        self._write_index({"sha256": checksums, "assembled": stamp})
+        state = {"sha256": checksums, "assembled": stamp, "unreadable": unreadable}
+        self._write_index(state)
         for path in self.directory.glob("episode-*"):
             path.unlink()
 
@@ -243,7 +290,7 @@ class FeatureCache:
 
     def _check_fingerprint(self, found: dict[str, Any]) -> None:
         for name in sorted({*found, *self._fingerprint}):
-            have, want = found.get(name), self._fingerprint.get(name)
+            have, want = found.get(name, _OF_BEFORE.get(name)), self._fingerprint.get(name)
             if have != want:
                 raise DeasError(
                     f"feature cache {self.directory} was made with {name}={have}, this run has "
@@ -303,5 +350,6 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -5,7 +5,8 @@ needs all frames (feature extraction, previews) reads each file as what it is: a
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def iter_episode_frames(
     table: EpisodeTable,
     image_keys: Sequence[str],
     episodes: Sequence[int] | None = None,
+    *,
+    skip: Callable[[int, DeasError], None] | None = None,
 ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
     """Decodes episodes in turn, all cameras side by side.
 
@@ -35,16 +38,19 @@ def iter_episode_frames(
         table: the episodes' bounds, from `load_episodes` or `join_tables`.
         image_keys: cameras, e.g. `observation.images.front`.
         episodes: episode rows, best in ascending order; None for all.
+        skip: told of an episode whose pictures cannot be read, which is then left out; None ends
+            the iteration with that error.
 
     Yields:
         The episode row and, for each camera, uint8 (T, height, width, 3) RGB.
 
     Raises:
-        DeasError: an unknown camera, a missing video file, or a video that lacks frames.
+        DeasError: an unknown camera, a missing video file, or a video that lacks frames or cannot
+            be decoded.
     """
     rows = range(table.num_episodes) if episodes is None else episodes
     if table.parts:
-        yield from _frames_of_parts(table, image_keys, rows)
+        yield from _frames_of_parts(table, image_keys, rows, skip)
         return
     layout = open_dataset(table.repo_id, root)
     readers = {key: _reader(layout, key) for key in image_keys}
@@ -52,14 +58,24 @@ def iter_episode_frames(
         for row in rows:
             episode = int(table.episode_ids[row])
             length = int(table.episode_lengths[row])
-            yield row, {key: reader.read(episode, length) for key, reader in readers.items()}
+            try:
+                pictures = {key: reader.read(episode, length) for key, reader in readers.items()}
+            except DeasError as error:
+                if skip is None:
+                    raise
+                skip(row, error)
+                continue
+            yield row, pictures
     finally:
         for reader in readers.values():
             reader.close()
 
 
 def _frames_of_parts(
-    table: EpisodeTable, image_keys: Sequence[str], episodes: Sequence[int]
+    table: EpisodeTable,
+    image_keys: Sequence[str],
+    episodes: Sequence[int],
+    skip: Callable[[int, DeasError], None] | None,
 ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
     end = np.cumsum([part.num_episodes for part in table.parts])
 
@@ -70,8 +86,15 @@ def _frames_of_parts(
         part = table.parts[k]
         first = int(end[k]) - part.num_episodes
         own = [row - first for row in rows]
-        for row, pictures in iter_episode_frames(part.root, part, image_keys, own):
+        told = None if skip is None else partial(_skip_in_part, skip, first)
+        for row, pictures in iter_episode_frames(part.root, part, image_keys, own, skip=told):
             yield row + first, pictures
+
+
+def _skip_in_part(
+    skip: Callable[[int, DeasError], None], first: int, row: int, error: DeasError
+) -> None:
+    skip(row + first, error)
 
 
 class _VideoReader:
@@ -91,22 +114,53 @@ class _VideoReader:
         fps = self._layout.fps
         path = self._layout.video_path(self._key, episode)
         begin = float(self._layout.episodes.loc[episode, f"videos/{self._key}/from_timestamp"])
-        self._move_to(path, begin)
+        try:
+            self._move_to(path, begin)
+            images = self._collect(self._frames, begin, length)
+        except av.FFmpegError:
+            # The decoder is ahead of what it gives out: the damage may lie in a later episode.
+            images = self._collect(self._whole_packets(path, begin), begin, length)
+            self.close()
+        if len(images) == length:
+            self._position = begin + length / fps
+            return np.stack(images)
+        self.close()
+        raise DeasError(
+            f"video {path} lacks frame {len(images)} of episode {episode} "
+            f"(expected {length} frames from {begin:.3f} s): restore the file, drop the episode, "
+            "or leave it out with --features.skip_unreadable=true"
+        )
+
+    def _collect(
+        self, frames: Iterator[av.VideoFrame], begin: float, length: int
+    ) -> list[NDArray[np.uint8]]:
+        """Pictures of frames that follow each other from `begin` seconds on, at most `length`."""
         images: list[NDArray[np.uint8]] = []
-        for frame in self._frames:
-            step = round((float(frame.pts * frame.time_base) - begin) * fps)
+        for frame in frames:
+            step = round((float(frame.pts * frame.time_base) - begin) * self._layout.fps)
             if step < 0:  # between the keyframe that the seek found and the episode
                 continue
             if step != len(images):
                 break
             images.append(self._to_rgb.reformat(frame, format="rgb24").to_ndarray())
             if len(images) == length:
-                self._position = begin + length / fps
-                return np.stack(images)
-        raise DeasError(
-            f"video {path} lacks frame {len(images)} of episode {episode} "
-            f"(expected {length} frames from {begin:.3f} s): restore the file or drop the episode"
-        )
+                break
+        return images
+
+    def _whole_packets(self, path: Path, begin: float) -> Iterator[av.VideoFrame]:
+        """Frames from `begin` on of a damaged file; those of damaged packets are missing."""
+        self.close()
+        self._open(path)
+        assert self._container is not None
+        stream = self._container.streams.video[0]
+        stream.thread_type = "NONE"
+        self._seek(begin)
+        for packet in self._container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            yield from frames
 
     def close(self) -> None:
         """Closes the file that is open, if any."""
@@ -121,12 +175,16 @@ class _VideoReader:
         if abs(begin - self._position) * self._layout.fps < 0.5:
             return
         assert self._container is not None
+        self._seek(begin)
+        self._frames = self._container.decode(self._container.streams.video[0])
+
+    def _seek(self, begin: float) -> None:
+        assert self._container is not None
         stream = self._container.streams.video[0]
         assert stream.time_base is not None
         # One tick early, so that rounding never lands behind the episode's first frame.
         offset = max(0, round(begin / stream.time_base) - 1)
         self._container.seek(offset, backward=True, stream=stream)
-        self._frames = self._container.decode(stream)
 
     def _open(self, path: Path) -> None:
         try:

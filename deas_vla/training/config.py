@@ -144,11 +144,14 @@ class FeaturesConfig:
         pooling: How tokens become the critic's feature.
         batch_size: Frames per forward pass.
         cache: Directory of the cache; ``<output_dir>/cache`` when left out.
+        skip_unreadable: Leave out episodes whose videos cannot be decoded, instead of ending; they
+            are counted and listed.
     """
 
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     batch_size: int = 64
     cache: str | None = None
+    skip_unreadable: bool = False
 
 
 @dataclass

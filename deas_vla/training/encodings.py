@@ -23,6 +23,7 @@ class Encodings:
         token_mask: bool (K, L) per instruction, false on padding.
         image_mask: bool (K, L) per instruction.
         task_index: int64 (T,), instruction of each frame.
+        unreadable: Episode rows whose videos could not be read: their frames stand for nothing.
     """
 
     pooled: NDArray[np.float16]
@@ -30,6 +31,11 @@ class Encodings:
     token_mask: Tensor
     image_mask: Tensor
     task_index: NDArray[np.int64]
+    unreadable: tuple[int, ...] = ()
+
+    def readable(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of some episode rows that there are features of."""
+        return episodes[~np.isin(episodes, self.unreadable)]
 
     def batch(self, frames: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
         """Tokens (B, L, D) and masks (B, L) of the given frames, on ``device``."""
@@ -55,11 +61,15 @@ def join_encodings(
     """
     length = max(each.token_mask.shape[1] for each in encodings)
     masks: dict[str, tuple[Tensor, Tensor]] = {}
+    unreadable: list[int] = []
+    episodes = 0
     for each, table in zip(encodings, tables, strict=True):
         short = length - each.token_mask.shape[1]
         for row, task in enumerate(table.tasks):
             token, image = each.token_mask[row], each.image_mask[row]
             masks[task] = pad(token, (short, 0)), pad(image, (short, 0))
+        unreadable += [row + episodes for row in each.unreadable]
+        episodes += table.num_episodes
     tokens = [each.tokens for each in encodings if each.tokens is not None]
     return Encodings(
         join_rows([each.pooled for each in encodings]),
@@ -67,4 +77,5 @@ def join_encodings(
         torch.stack([masks[task][0] for task in joined.tasks]),
         torch.stack([masks[task][1] for task in joined.tasks]),
         joined.task_index,
+        tuple(unreadable),
     )

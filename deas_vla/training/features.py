@@ -1,8 +1,9 @@
 """The ``features`` stage: every frame through the frozen backbone once."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,34 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key
+from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key, size
 from deas_vla.data.frames import iter_episode_frames
 from deas_vla.data.pooling import feature_dim
+from deas_vla.data.unchanged import Unchanged
 from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import STATS_FILE, pool_encoding
 from deas_vla.policies.vla import VLA, Encoding
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.encodings import Encodings, join_encodings
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset on its way through the backbone.
+
+    Attributes:
+        table: Its episodes.
+        token_mask: bool (K, L) per instruction, false on padding.
+        image_mask: bool (K, L) per instruction.
+        caches: ``pooled``, and ``tokens`` where they are kept.
+        missing: Episodes that a cache lacks, the same list on every process.
+    """
+
+    table: EpisodeTable
+    token_mask: Tensor
+    image_mask: Tensor
+    caches: dict[str, FeatureCache]
+    missing: list[int]
 
 
 def extract_features(
@@ -47,19 +68,29 @@ def extract_features(
         keep_tokens: Cache the tokens themselves too: training the action head reads them.
 
     Raises:
-        DeasError: A disk that is too small, a video that cannot be read.
+        DeasError: A disk that is too small, a dataset that changes, or a video that cannot be read
+            without ``config.skip_unreadable``.
     """
-    if table.parts:
-        parts = [
-            extract_features(vla, part, config, directory, accelerator, keep_tokens=keep_tokens)
-            for part in table.parts
-        ]
-        return join_encodings(parts, table.parts, table)
+    sources = [
+        _prepare(vla, part, config, directory, accelerator, keep_tokens) for part in table.sources
+    ]
+    check_room(sources, vla, config, directory)
+    encodings = [_extract(vla, source, config, accelerator) for source in sources]
+    return join_encodings(encodings, table.parts, table) if table.parts else encodings[0]
+
+
+def _prepare(
+    vla: VLA,
+    table: EpisodeTable,
+    config: FeaturesConfig,
+    directory: Path,
+    accelerator: Accelerator,
+    keep_tokens: bool,
+) -> Source:
     token_mask, image_mask = task_masks(vla, table.tasks)
-    length, width = token_mask.shape[1], vla.spec.token_dim
-    dims = {"pooled": feature_dim(config.pooling, len(vla.spec.image_keys), width)}
+    dims = {"pooled": feature_dim(config.pooling, len(vla.spec.image_keys), vla.spec.token_dim)}
     if keep_tokens:
-        dims["tokens"] = length * width
+        dims["tokens"] = token_mask.shape[1] * vla.spec.token_dim
     with accelerator.main_process_first():
         keys = {name: cache_key(vla, table, config, name) for name in dims}
         caches = {
@@ -73,28 +104,114 @@ def extract_features(
         }
     missing = work_list(accelerator, list(caches.values()))
     for name, cache in caches.items():
-        accelerator.print(f"features: {name}, {cache.check_disk_space()}")
-    accelerator.print(f"features: {len(missing)} of {table.num_episodes} episodes to compute")
+        accelerator.print(f"features: {name}, {cache.disk_space()}")
+    accelerator.print(
+        f"features: {len(missing)} of {table.num_episodes} episodes of {table.repo_id} to compute"
+    )
+    return Source(table, token_mask, image_mask, caches, missing)
+
+
+def _extract(
+    vla: VLA, source: Source, config: FeaturesConfig, accelerator: Accelerator
+) -> Encodings:
+    table, caches, length = source.table, source.caches, source.token_mask.shape[1]
+
+    def skip(episode: int, error: DeasError) -> None:
+        assert unchanged is not None
+        unchanged.check()
+        for cache in caches.values():
+            cache.write_unreadable(episode, str(error))
+
     # Contiguous shares: a reader that has to skip episodes seeks.
-    shares = np.array_split(np.asarray(missing, dtype=np.int64), accelerator.num_processes)
+    shares = np.array_split(np.asarray(source.missing, np.int64), accelerator.num_processes)
     mine = shares[accelerator.process_index].tolist()
-    frames = iter_episode_frames(table.root, table, vla.spec.image_keys, mine)
+    unchanged = Unchanged(table) if mine else None
+    frames = iter_episode_frames(
+        table.root,
+        table,
+        vla.spec.image_keys,
+        mine,
+        skip=skip if config.skip_unreadable else None,
+    )
     bar = tqdm(frames, "features", len(mine), disable=not accelerator.is_local_main_process)
     for episode, images in bar:
         rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in caches}
         for encoding in _encode_episode(vla, table, episode, images, config.batch_size):
             rows["pooled"].append(_halved(pool_encoding(vla, encoding, config.pooling)))
-            if keep_tokens:
+            if "tokens" in caches:
                 short = length - encoding.tokens.shape[1]
                 padded = pad(encoding.tokens, (0, 0, short, 0)).flatten(1)
                 rows["tokens"].append(_halved(padded))
+        assert unchanged is not None
+        unchanged.check()
         for name, cache in caches.items():
             cache.write(episode, np.concatenate(rows[name]))
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         arrays = {name: cache.assemble() for name, cache in caches.items()}
+    unreadable = caches["pooled"].unreadable
+    _tell_unreadable(source, unreadable, config, accelerator)
     return Encodings(
-        arrays["pooled"], arrays.get("tokens"), token_mask, image_mask, table.task_index
+        arrays["pooled"],
+        arrays.get("tokens"),
+        source.token_mask,
+        source.image_mask,
+        table.task_index,
+        tuple(unreadable),
+    )
+
+
+def _tell_unreadable(
+    source: Source, unreadable: dict[int, str], config: FeaturesConfig, accelerator: Accelerator
+) -> None:
+    """List what is left out; refuse it where it was not asked for."""
+    if not unreadable:
+        return
+    ids = source.table.episode_ids
+    counted = f"{len(unreadable)} of {len(ids)} episodes of dataset {source.table.root}"
+    if not config.skip_unreadable:
+        places = " and ".join(str(cache.directory) for cache in source.caches.values())
+        raise DeasError(
+            f"the videos of {counted} could not be read (first: episode "
+            f"{ids[next(iter(unreadable))]}): leave them out with --features.skip_unreadable=true, "
+            f"or restore the videos and remove {places}"
+        )
+    accelerator.print(f"features: {counted} are left out, their videos cannot be read:")
+    for row, reason in unreadable.items():
+        accelerator.print(f"  episode {ids[row]}: {reason}")
+
+
+def check_room(
+    sources: Sequence[Source], vla: VLA, config: FeaturesConfig, directory: Path
+) -> None:
+    """Compare what all caches still need with what the disk has, before any work.
+
+    Raises:
+        DeasError: Not enough; says how much of what, and which flag fits.
+    """
+    need: dict[str, int] = {}
+    for source in sources:
+        for name, cache in source.caches.items():
+            need[name] = need.get(name, 0) + cache.required_bytes()
+    total, free = sum(need.values()), shutil.disk_usage(directory).free
+    if total <= free:
+        return
+    frames = sum(source.table.num_frames for source in sources)
+    smaller = {"--policy.steps=0 (pooled features alone)": need["pooled"]}
+    if config.pooling.kind != "mean":
+        small = 4 * frames * vla.spec.token_dim  # two bytes a number, twice while joining
+        smaller["--policy.steps=0 --features.pooling.kind=mean"] = small
+    if "tokens" not in need:
+        smaller = {k.removeprefix("--policy.steps=0 "): v for k, v in smaller.items()}
+        smaller.pop("(pooled features alone)", None)
+    fitting = [
+        f"{flag}, which needs {size(count)}" for flag, count in smaller.items() if count <= free
+    ]
+    parts = ", ".join(f"{name} {size(count)}" for name, count in need.items())
+    raise DeasError(
+        f"disk too small for features of {frames} frames: {size(total)} needed at {directory} "
+        f"while they are joined ({parts}), {size(free)} free: give --features.cache=DIR on a disk "
+        "with room" + (f", or use {fitting[0]}" if fitting else "; no setting fits this one")
     )
 
 

@@ -165,9 +165,12 @@ def _gather(
     tables += [load_episodes(ROLLOUTS, place) for place in rollouts]
     # Each dataset has its own cache: a later round computes what is new.
     caches = [bundle / "cache", *(place.parent / "cache" for place in rollouts)]
-    pooling = FeaturesConfig(policy.config.pooling)
+    skips = bool(manifest["data"].get("unreadable_episodes"))
+    features = FeaturesConfig(policy.config.pooling, skip_unreadable=skips)
     encodings = [
-        extract_features(policy.vla, table, pooling, cache, accelerator, keep_tokens=settings.clone)
+        extract_features(
+            policy.vla, table, features, cache, accelerator, keep_tokens=settings.clone
+        )
         for table, cache in zip(tables, caches, strict=True)
     ]
     joined = join_tables(tables)
@@ -179,12 +182,9 @@ def _gather(
         train.append(mine + first)
         held_out.append(aside + first)
         first += table.num_episodes
-    return RoundData(
-        joined,
-        join_encodings(encodings, tables, joined),
-        np.concatenate(train),
-        np.concatenate(held_out),
-    )
+    whole = join_encodings(encodings, tables, joined)
+    chosen, aside = (whole.readable(np.concatenate(rows)) for rows in (train, held_out))
+    return RoundData(joined, whole, chosen, aside)
 
 
 def _critic_settings(manifest: dict[str, Any], steps: int) -> CriticTrainingConfig:

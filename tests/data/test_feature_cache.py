@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import shutil
@@ -46,6 +47,51 @@ def test_second_run_is_free(tmp_path):
     assert again.missing_episodes() == [] and again.required_bytes() == 0
     np.testing.assert_array_equal(again.assemble(), EXPECTED)
     assert (tmp_path / "features.npy").stat().st_mtime_ns == before
+
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    """Hashing reads all bytes, of a terabyte in the end."""
+    from deas_vla.data import feature_cache
+
+    hashed = []
+    checksum = feature_cache._checksum
+    monkeypatch.setattr(
+        feature_cache, "_checksum", lambda array: hashed.append(len(array)) or checksum(array)
+    )
+    cache = fill(make_cache(tmp_path))
+    assert cache.missing_episodes() == [] and make_cache(tmp_path).missing_episodes() == []
+    cache.check_disk_space()
+    cache.assemble()
+    again = make_cache(tmp_path)
+    assert again.missing_episodes() == []
+    again.assemble()
+    assert hashed == list(LENGTHS)
+    os.utime(tmp_path / "features.npy")  # touched: it may be another file
+    assert make_cache(tmp_path).missing_episodes() == [] and hashed == 2 * list(LENGTHS)
+
+
+def test_the_type_of_the_numbers_is_recorded(tmp_path):
+    make_cache(tmp_path)
+    path = tmp_path / "index.json"
+    index = json.loads(path.read_text())
+    assert index["fingerprint"].pop("dtype") == "float16"
+    path.write_text(json.dumps(index))
+    make_cache(tmp_path)  # of before it was recorded: float16 then, too
+    index["fingerprint"]["dtype"] = "float32"
+    path.write_text(json.dumps(index))
+    with pytest.raises(DeasError, match="made with dtype=float32, this run has dtype=float16"):
+        make_cache(tmp_path)
+
+
+def test_episodes_that_cannot_be_read_are_remembered(tmp_path):
+    cache = fill(make_cache(tmp_path), [0, 2, 3])
+    cache.write_unreadable(1, "video x lacks frame 7")
+    assert cache.missing_episodes() == []
+    for known in (cache, make_cache(tmp_path)):
+        assert known.unreadable == {1: "video x lacks frame 7"}
+    got = cache.assemble()
+    assert make_cache(tmp_path).unreadable == {1: "video x lacks frame 7"}
+    assert not got[4:6].any() and got[:4].any() and got[6:].any()
 
 
 def test_resumes_with_what_is_missing(tmp_path):

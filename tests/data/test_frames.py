@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from data_cases import IMAGE_KEYS, LENGTHS
+from data_cases import IMAGE_KEYS, LENGTHS, record
 
 from deas_vla.data.episodes import load_episodes
 from deas_vla.data.frames import iter_episode_frames
@@ -74,6 +74,46 @@ def test_missing_and_short_videos(recorded, table, tmp_path):
         list(iter_episode_frames(copy, table, IMAGE_KEYS[:1]))
     with pytest.raises(DeasError, match="cannot be read"):
         list(iter_episode_frames(copy, table, IMAGE_KEYS[:1], [len(LENGTHS) - 1]))
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_damage_inside_a_video_costs_its_episode_alone(tmp_path, episodes, bad):
+    """The decoder reads ahead: episodes before the damage, and after it, are whole."""
+    import shutil
+
+    root = record(tmp_path / "one_file", episodes)  # all episodes in one file a camera
+    part = load_episodes("test/recorded", root)
+    whole = dict(iter_episode_frames(root, part, IMAGE_KEYS[:1]))
+    copy = shutil.copytree(root, tmp_path / "copy")
+    (video,) = (copy / "videos" / IMAGE_KEYS[0]).glob("*/*.mp4")
+    content = bytearray(video.read_bytes())
+    offsets = packet_offsets(video)
+    first = int(part.episode_start[bad]) + 3  # its fourth frame and the one after that
+    content[offsets[first] : offsets[first + 2]] = bytes(offsets[first + 2] - offsets[first])
+    video.write_bytes(content)
+    with pytest.raises(
+        DeasError, match=rf"lacks frame \d+ of episode {bad} .*skip_unread"
+    ) as error:
+        list(iter_episode_frames(copy, part, IMAGE_KEYS[:1]))
+    assert "\n" not in str(error.value)
+    skipped = []
+    found = dict(
+        iter_episode_frames(
+            copy, part, IMAGE_KEYS[:1], skip=lambda row, error: skipped.append((row, str(error)))
+        )
+    )
+    assert [row for row, _ in skipped] == [bad] and "lacks frame" in skipped[0][1]
+    assert sorted(found) == [row for row in range(5) if row != bad]
+    for row, frames in found.items():
+        np.testing.assert_array_equal(frames[IMAGE_KEYS[0]], whole[row][IMAGE_KEYS[0]])
+
+
+def packet_offsets(video):
+    """Where each frame's bytes begin in a file without B-frames."""
+    import av
+
+    with av.open(str(video)) as container:
+        return [packet.pos for packet in container.demux(video=0) if packet.size]
 
 
 def test_images_stored_in_parquet(tmp_path, episodes):

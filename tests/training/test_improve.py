@@ -97,7 +97,7 @@ def test_joined_encodings_are_those_of_each_dataset() -> None:
         (("lift",), [0, 0], 2),
         (("push it", "lift"), [1, 0, 0], 3),
     ):
-        tables.append(SimpleNamespace(tasks=tasks))
+        tables.append(SimpleNamespace(tasks=tasks, num_episodes=1))
         mask = torch.zeros(len(tasks), length, dtype=torch.bool)
         mask[:, -2:] = True
         mask[tasks.index("lift"), : length - 1] = False
