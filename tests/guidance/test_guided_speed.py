@@ -160,25 +160,41 @@ def test_lerobots_real_time_arguments(
     assert bool((spread[:3] < 1e-6).all()) and bool((spread[3:] > 1e-4).all())
 
 
-def test_a_plan_goes_on_from_its_own_episode_alone(
-    make: Callable[..., ValueGuidedPolicy],
-) -> None:
-    planner = PolicyPlanner(make(warm_every=2), batch_size=2)
+def two_looks(rest: Any = None, task: str = "lift the red cube") -> list[Look]:
+    """Of two episodes; ``rest`` and ``task`` are the second one's."""
     pictures = observation(2)
-    looks = [
+    return [
         Look(
             Observation(
                 {k: v[row].permute(1, 2, 0).numpy() for k, v in pictures.items() if "images" in k},
                 np.asarray(pictures["observation.state"][row]),
-                "lift the red cube",
+                "lift the red cube" if row == 0 else task,
             ),
             seed=row,
             plan=row,
             candidates=4,
-            rest=None if row == 0 else np.full((8, 7), 0.1, np.float32),
+            rest=None if row == 0 else rest,
         )
         for row in range(2)
     ]
+
+
+def test_a_longer_instruction_beside_it_changes_nothing(
+    make: Callable[..., ValueGuidedPolicy],
+) -> None:
+    """GR00T's head attends to the padding that the longer one gives the shorter."""
+    planner = PolicyPlanner(make(), batch_size=2)
+    looks = two_looks(task="lift the red cube and hold it there until somebody says stop")
+    for look, plan in zip(looks, planner.plan(looks), strict=True):
+        (alone,) = planner.plan([look])
+        np.testing.assert_array_equal(alone.actions, plan.actions)
+
+
+def test_a_plan_goes_on_from_its_own_episode_alone(
+    make: Callable[..., ValueGuidedPolicy],
+) -> None:
+    planner = PolicyPlanner(make(warm_every=2), batch_size=2)
+    looks = two_looks(rest=np.full((8, 7), 0.1, np.float32))
     together = planner.plan(looks)
     assert together[0].rest is not None and together[0].rest.shape == (8, 7)
     for look, plan in zip(looks, together, strict=True):

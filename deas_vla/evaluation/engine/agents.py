@@ -20,10 +20,10 @@ class PolicyPlanner:
     """Decides in calls of one fixed size.
 
     A matrix product of another shape rounds its last bits differently, and a contact-rich episode
-    can turn on them. Calls are therefore filled up to ``batch_size`` by repeating the last look:
-    which simulators happen to wait together then changes nothing (where their instructions have
-    the same number of tokens; padding to a longer one is rounding again). A batch of 1 needs no
-    filling and is exact in all cases.
+    can turn on them. Calls are therefore filled up to ``batch_size`` by repeating the last look,
+    and hold one instruction only: GR00T's head attends to the padding of a shorter one (LeRobot
+    gives ``vl_self_attention`` no mask). Which simulators happen to wait together then changes
+    nothing.
 
     Args:
         policy: In evaluation mode.
@@ -63,15 +63,17 @@ class PolicyPlanner:
         return self.policy.start(blank_batch(self.policy.vla, self.batch_size), candidates)
 
     def plan(self, looks: Sequence[Look]) -> list[Plan]:
-        """One plan per look; those that go on from an earlier chunk are decided apart."""
-        first = [look for look in looks if look.rest is None]
-        later = [look for look in looks if look.rest is not None]
-        plans = {id(look): plan for group in (first, later) for look, plan in self._decide(group)}
+        """One plan per look.
+
+        Each instruction is decided apart, and those that go on from an earlier chunk are, too.
+        """
+        groups: dict[tuple[str, bool], list[Look]] = {}
+        for look in looks:
+            groups.setdefault((look.observation.task, look.rest is None), []).append(look)
+        plans = {id(look): plan for group in groups.values() for look, plan in self._decide(group)}
         return [plans[id(look)] for look in looks]
 
     def _decide(self, looks: Sequence[Look]) -> Iterator[tuple[Look, Plan]]:
-        if not looks:
-            return
         filled = [*looks, *[looks[-1]] * (self.batch_size - len(looks))]  # B
         streams = CandidateNoise([x.seed for x in filled], [x.plan for x in filled])
         batch = observation_batch([x.observation for x in filled])
