@@ -26,6 +26,7 @@ from deas_vla.guidance.guided import STATS_FILE, pool_encoding
 from deas_vla.policies.vla import VLA, Encoding
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.encodings import Encodings, join_encodings
+from deas_vla.training.memory import told_memory
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,16 @@ def _extract(
     bar = tqdm(frames, "features", len(mine), disable=not accelerator.is_local_main_process)
     for episode, images in bar:
         rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in caches}
-        for encoding in _encode_episode(vla, table, episode, images, config.batch_size):
-            rows["pooled"].append(_halved(pool_encoding(vla, encoding, config.pooling)))
-            if "tokens" in caches:
-                short = length - encoding.tokens.shape[1]
-                padded = pad(encoding.tokens, (0, 0, short, 0)).flatten(1)
-                rows["tokens"].append(_halved(padded))
+        with told_memory(
+            f"a pass of features.batch_size={config.batch_size} frames",
+            f"use --features.batch_size={max(1, config.batch_size // 2)}",
+        ):
+            for encoding in _encode_episode(vla, table, episode, images, config.batch_size):
+                rows["pooled"].append(_halved(pool_encoding(vla, encoding, config.pooling)))
+                if "tokens" in caches:
+                    short = length - encoding.tokens.shape[1]
+                    padded = pad(encoding.tokens, (0, 0, short, 0)).flatten(1)
+                    rows["tokens"].append(_halved(padded))
         assert unchanged is not None
         unchanged.check()
         for name, cache in caches.items():

@@ -1,7 +1,7 @@
 """The ``policy`` stage: LoRA on the flow-matching action head, by GR00T's own loss."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from deas_vla.training.config import PROJECTORS, PolicyConfig
 from deas_vla.training.divergence import LossWatch
 from deas_vla.training.encodings import Encodings
 from deas_vla.training.loop import warmup_cosine
+from deas_vla.training.memory import told_memory
 from deas_vla.training.run import Run
 
 _LOG_EVERY = 50  # updates
@@ -168,7 +169,11 @@ def finetune_policy(
     draws = run.batches(len(starts), config.batch_size, range(start, config.steps), weights)
     bar = run.bar(draws, "policy", start, config.steps)
     vla.model.train()
-    with run.preemption.deferred(), vla.gradient_checkpointing(config.gradient_checkpointing):
+    with (
+        _told_memory(config, accelerator.num_processes),
+        run.preemption.deferred(),
+        vla.gradient_checkpointing(config.gradient_checkpointing),
+    ):
         for step, draw in enumerate(bar, start):
             rows = draw.rows
             for group in optimizer.param_groups:
@@ -210,6 +215,19 @@ def finetune_policy(
         whole = {name: tensor for name, tensor in state.items() if name in trainable}
     checkpoints.finish()
     return whole
+
+
+def _told_memory(config: PolicyConfig, processes: int) -> AbstractContextManager[None]:
+    share, parts = config.batch_size // processes, config.gradient_accumulation_steps
+    remedy = "use --policy.gradient_checkpointing=true"
+    if 2 * parts <= share:
+        remedy = (
+            f"use --policy.gradient_accumulation_steps={2 * parts} (parts of {share // parts // 2})"
+        )
+        remedy += (
+            "" if config.gradient_checkpointing else " or --policy.gradient_checkpointing=true"
+        )
+    return told_memory(f"a part of {share // parts} chunks of policy.batch_size", remedy)
 
 
 def restore_policy(vla: VLA, config: PolicyConfig, trained: dict[str, Tensor]) -> None:

@@ -167,3 +167,27 @@ def test_a_finished_critic_is_extended_and_equals_a_longer_one(
     assert not all(torch.equal(first[name], tensor) for name, tensor in theirs.items())
     kept = sorted(path.name for path in (extended / "checkpoints/critic").iterdir())
     assert kept == ["step-00000012", "step-00000019"]
+
+
+def test_out_of_memory_names_the_flag_and_the_run_goes_on(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deas_vla.policies.groot import GrootVLA
+
+    loss, calls = GrootVLA.flow_matching_loss, []
+
+    def full(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return loss(*arguments)
+
+    more = ["--stages=[features,policy]", f"--features.cache={bundle / 'cache'}"]
+    more += ["--checkpoint.every=2", "--dataset.holdout=0"]
+    monkeypatch.setattr(GrootVLA, "flow_matching_loss", full)
+    message = r"a part of 8 chunks .*--policy.gradient_accumulation_steps=2 \(parts of 4\) or"
+    with pytest.raises(DeasError, match=message) as error:
+        recipe(tiny_dataset, tmp_path / "run", *more)
+    assert "\n" not in str(error.value)
+    recipe(tiny_dataset, tmp_path / "run", *more, "--policy.gradient_accumulation_steps=2")
+    assert len(calls) == 3 + 2  # the third update alone, in two parts
