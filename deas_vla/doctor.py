@@ -87,7 +87,9 @@ def packages() -> Iterator[Line]:
             )
     for extra, names in sorted(missing.items()):
         if extra:
-            yield Line(NOTE, f"{', '.join(names)} missing: pip install 'deas-vla[{extra}]'")
+            yield Line(
+                NOTE, f"{', '.join(names)} missing: pip install 'lerobot_policy_deas_vla[{extra}]'"
+            )
         else:
             yield Line(BAD, f"{', '.join(names)} missing: run make install")
     told = ("torch", "lerobot", "transformers", "peft", "numpy", "mujoco")
@@ -111,7 +113,10 @@ def gpu() -> Iterator[Line]:
 def renderer() -> Iterator[Line]:
     """Whether MuJoCo can draw; only simulators need it."""
     if util.find_spec("mujoco") is None:
-        yield Line(NOTE, "mujoco missing, simulators need it: pip install 'deas-vla[robosuite]'")
+        yield Line(
+            NOTE,
+            "mujoco missing, simulators need it: pip install 'lerobot_policy_deas_vla[robosuite]'",
+        )
         return
     gl = importlib.import_module("deas_vla.envs.gl")
     yield Line(OK, f"MuJoCo draws with {gl.check_gl()}")

@@ -60,7 +60,7 @@ def test_packages_out_of_range_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     lines = [str(line) for line in packages()]
     assert lines[0].startswith("bad  numpy ") and ">=99 is wanted" in lines[0]
     assert "bad  nowhere missing: run make install" in lines
-    assert "note other missing: pip install 'deas-vla[serving]'" in lines
+    assert "note other missing: pip install 'lerobot_policy_deas_vla[serving]'" in lines
     assert lines[-1].startswith(OK)
 
 

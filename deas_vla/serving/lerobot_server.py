@@ -55,7 +55,8 @@ class LeRobotServer:
             from lerobot.transport import services_pb2_grpc
         except ImportError as error:
             raise DeasError(
-                f"LeRobot's protocol needs {error.name}: pip install 'deas-vla[serving]'"
+                f"LeRobot's protocol needs {error.name}: "
+                "pip install 'lerobot_policy_deas_vla[serving]'"
             ) from None
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=16, thread_name_prefix="lerobot"),

@@ -41,7 +41,7 @@ _REGISTRY_DOWNLOADS = {
 # cabinets, handles, counters and accessories alone.
 _NOT_INSTALLED = (
     "RoboCasa cannot be imported (no module '{}'): install it with "
-    "`pip install 'deas_vla[robocasa]'`"
+    "`pip install 'lerobot_policy_deas_vla[robocasa]'`"
 )
 # Names a directory laid out like RoboCasa's `models/assets`, whose files count as downloaded.
 ASSETS_VARIABLE = "DEAS_ROBOCASA_ASSETS"

@@ -195,6 +195,6 @@ def require_zmq() -> Any:
     except ImportError as error:
         raise DeasError(
             f"GR00T's protocol needs {error.name}, which is not installed: "
-            "pip install 'deas-vla[serving]'"
+            "pip install 'lerobot_policy_deas_vla[serving]'"
         ) from None
     return zmq
