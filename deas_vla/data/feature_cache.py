@@ -80,20 +80,23 @@ class FeatureCache:
         done = self._assembled_episodes()
         return [i for i in range(len(self._lengths)) if i not in done and not self._shard_valid(i)]
 
-    def required_bytes(self) -> int:
+    def required_bytes(self, missing: Sequence[int] | None = None) -> int:
         """Disk space that the rest of the work needs at its peak.
 
         `features.npy` is written while the shards still exist, so that nothing is ever lost.
+
+        Args:
+            missing: what `missing_episodes` said, where it was asked already.
         """
-        missing = self.missing_episodes()
+        missing = self.missing_episodes() if missing is None else missing
         if not missing and self._is_assembled():
             return 0
-        frames = int(self._lengths[missing].sum()) + self.num_frames
+        frames = int(self._lengths[list(missing)].sum()) + self.num_frames
         return frames * self._dim * np.dtype(_DTYPE).itemsize
 
-    def disk_space(self) -> str:
+    def disk_space(self, missing: Sequence[int] | None = None) -> str:
         """One line for the log: frames, bytes per frame, need, and what is free."""
-        need, free = self.required_bytes(), shutil.disk_usage(self.directory).free
+        need, free = self.required_bytes(missing), shutil.disk_usage(self.directory).free
         return (
             f"{self.num_frames} frames x {self._dim} float16 ({2 * self._dim} bytes a frame): "
             f"{size(need)} needed at {self.directory}, {size(free)} free"

@@ -105,9 +105,9 @@ def _prepare(
         }
     missing = work_list(accelerator, list(caches.values()))
     for name, cache in caches.items():
-        accelerator.print(f"features: {name}, {cache.disk_space()}")
+        accelerator.print(f"features: {name}, {cache.disk_space(missing)}")
     accelerator.print(
-        f"features: {len(missing)} of {table.num_episodes} episodes of {table.repo_id} to compute"
+        f"features: {len(missing)} of {table.num_episodes} episodes to compute, {table.repo_id}"
     )
     return Source(table, token_mask, image_mask, caches, missing)
 
@@ -197,7 +197,7 @@ def check_room(
     need: dict[str, int] = {}
     for source in sources:
         for name, cache in source.caches.items():
-            need[name] = need.get(name, 0) + cache.required_bytes()
+            need[name] = need.get(name, 0) + cache.required_bytes(source.missing)
     total, free = sum(need.values()), shutil.disk_usage(directory).free
     if total <= free:
         return
