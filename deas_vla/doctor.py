@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from deas_vla.errors import DeasError
 
 OK, NOTE, BAD = "ok", "note", "bad"
+_DISTRIBUTION = "lerobot_policy_deas_vla"  # as LeRobot's plugins are named
 _LEAST_DISK_GB = 5
 
 
@@ -68,9 +69,9 @@ def python() -> Iterator[Line]:
 def packages() -> Iterator[Line]:
     """What the package's own metadata asks for, against what is installed."""
     try:
-        asked = metadata.requires("deas-vla") or []
+        asked = metadata.requires(_DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        yield Line(BAD, "deas-vla is not installed here: run make install, or pip install -e .")
+        yield Line(BAD, f"{_DISTRIBUTION} is not installed here: run make install")
         return
     missing: dict[str, list[str]] = {}
     for line in asked:

@@ -50,8 +50,10 @@ def test_every_task_is_unsolved_at_first_and_can_be_solved(task: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", catalogue.layout_names())
-def test_every_layout_is_a_place_for_every_task(layout: str) -> None:
-    for number, task in enumerate(catalogue.LITE_TASKS):
+def test_every_layout_is_a_place_for_tasks(layout: str) -> None:
+    """Every third task in each, and so every task in two of the six."""
+    first = catalogue.layout_names().index(layout) % 3
+    for number, task in list(enumerate(catalogue.LITE_TASKS))[first::3]:
         env = kitchen(task, split="all", layouts=(layout,))
         env.reset(100 + number)
         assert env.scene[0] == layout and not settle(env, 1) and solve(env), task
