@@ -3,6 +3,9 @@
 python recipes/improve.py --bundle outputs/quickstart --rounds=2 --episodes=150 \\
   --output_dir outputs/improve
 
+In Lift, or with --kitchens.tasks='[CloseDrawer,TurnOnStove]' --kitchens.assets=lite in RoboCasa's
+kitchens: collected in those to train in, compared in those to test in.
+
 Iterative value refinement for guided decoding (arXiv 2503.02368), on a robot. Each round rolls the
 policy out with the newest critic (half of the episodes as the base policy), adds them to all data
 so far, trains a critic anew, and compares it with the base policy on validation episodes. Only the
@@ -14,13 +17,17 @@ anew in each round, on the successes of all data so far.
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deas_vla.cli import make_output_dir, run
-from deas_vla.envs.robosuite.lift import ROBOT_TYPE
+from deas_vla.envs.robocasa import kitchen
+from deas_vla.envs.robocasa.tasks import resolve_tasks
+from deas_vla.envs.robosuite import lift
 from deas_vla.errors import DeasError
+from deas_vla.evaluation.kitchens import KitchenRolloutConfig
 from deas_vla.evaluation.lift import lift_run, lift_trials, open_on_lift
 from deas_vla.evaluation.results.rounds import round_rows, text_table, write_rounds
+from deas_vla.evaluation.runs import PolicyRun
 from deas_vla.guidance.config import SelectionOverride
 from deas_vla.provenance import run_record
 
@@ -30,15 +37,35 @@ if TYPE_CHECKING:  # every simulator process imports this file, and LeRobot take
 
 
 @dataclass
+class Kitchens:
+    """RoboCasa's kitchens, where Lift is not meant.
+
+    Attributes:
+        tasks: As of eval/robocasa.py; none means Lift.
+        assets: Whose kitchens, likewise.
+        split: Where is collected.
+        validation_split: Where rounds are compared.
+        horizon: Steps until truncation; RoboCasa's own for each task when 0.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    assets: str = "auto"
+    split: str = "pretrain"
+    validation_split: str = "target"
+    horizon: int = 0
+
+
+@dataclass
 class ImproveConfig:
     """How many rounds of how many episodes.
 
     Attributes:
         bundle: Where to start: policy, critic and its settings.
+        kitchens: Where to collect and to compare.
         rounds: Collections, each followed by a critic trained anew.
-        episodes: Collected in each round, half of them with one candidate.
+        episodes: Collected in each round, half of them with one candidate; of every task.
         candidates: N of the guided half, and of the evaluation.
-        validation_episodes: Paired, of every round and of the start.
+        validation_episodes: Paired, of every round and of the start; of every task.
         validation_seed: Of their set; choose another than a table's.
         seed: Of the collected episodes, the hold-out and the critics.
         holdout: Share of the rollouts kept out of training.
@@ -52,6 +79,7 @@ class ImproveConfig:
     """
 
     bundle: Path = Path("outputs/quickstart")
+    kitchens: Kitchens = field(default_factory=Kitchens)
     rounds: int = 2
     episodes: int = 150
     candidates: int = 16
@@ -76,6 +104,12 @@ class ImproveConfig:
             raise DeasError(f"episodes {self.episodes}: use an even number, half for each policy")
         if not 0 <= self.holdout < 1:
             raise DeasError(f"holdout {self.holdout}: use a share of at least 0 and below 1")
+
+    @property
+    def collected(self) -> int:
+        """Episodes of a round, all tasks together."""
+        tasks = self.kitchens.tasks
+        return self.episodes * (len(resolve_tasks(tasks)) if tasks else 1)
 
     def retraining(self, number: int) -> "Retraining":
         """What is trained after the collection of round ``number``."""
@@ -112,7 +146,7 @@ def main(config: ImproveConfig) -> None:
             retrain(config.bundle, rollouts, directory, config.retraining(number), launch.device)
         newest = directory / "bundle"
         evaluate(config, launch, newest, directory)
-    rows = round_rows(output, config.rounds, config.episodes, config.candidates)
+    rows = round_rows(output, config.rounds, config.collected, config.candidates)
     write_rounds(run_record(config, started) | {"rows": rows}, output)
     print(text_table(rows))
     print(f"results in {output}")
@@ -123,40 +157,54 @@ def collect(
 ) -> Path:
     """This round's rollouts as a dataset; episodes and noise that no other round has."""
     place = directory / "rollouts"
-    policy = open_on_lift(bundle, launch.device, config.selection)
     seed = 1000 * (config.seed + 1) + number
-    trials = lift_trials([seed], config.episodes // 2, [1, config.candidates])
-    claimed = lift_run(
-        launch,
-        policy,
-        place,
-        trials,
-        workers=config.workers,
-        batch_size=config.batch_size,
-        repo_id="local/rollouts",
-        robot_type=ROBOT_TYPE,
-    )
-    claimed.collect("local/rollouts", ROBOT_TYPE)
+    robot = kitchen.ROBOT_TYPE if config.kitchens.tasks else lift.ROBOT_TYPE
+    claimed, _ = claim(
+        config, launch, bundle, place, seed, config.episodes // 2, config.kitchens.split,
+        repo_id="local/rollouts", robot_type=robot,
+    )  # fmt: skip
+    claimed.collect("local/rollouts", robot)
     return place / "dataset"
 
 
 def evaluate(config: ImproveConfig, launch: "Launch", bundle: Path, directory: Path) -> None:
     """Base policy against best-of-N on the validation episodes, under ``directory``/eval."""
     started = time.time()
+    claimed, where = claim(
+        config, launch, bundle, directory / "eval", config.validation_seed,
+        config.validation_episodes, config.kitchens.validation_split,
+    )  # fmt: skip
+    claimed.evaluate(f"Best-of-N {where} with {bundle}", config, 0, started)
+
+
+def claim(
+    config: ImproveConfig,
+    launch: "Launch",
+    bundle: Path,
+    output: Path,
+    seed: int,
+    episodes: int,
+    split: str,
+    **more: Any,
+) -> tuple[PolicyRun, str]:
+    """``episodes`` of every task with one and with N candidates, and what to call the place."""
+    kitchens, candidates = config.kitchens, [1, config.candidates]
+    if kitchens.tasks:
+        flags = KitchenRolloutConfig(
+            bundle=bundle, tasks=kitchens.tasks, assets=kitchens.assets, split=split,
+            horizon=kitchens.horizon, candidates=candidates, selection=config.selection,
+            episodes=episodes, seeds=[seed], workers=config.workers,
+            batch_size=config.batch_size, output_dir=output,
+        )  # fmt: skip
+        return flags.claim(launch, flags.check(), **more), flags.where()
     policy = open_on_lift(bundle, launch.device, config.selection)
-    trials = lift_trials(
-        [config.validation_seed], config.validation_episodes, [1, config.candidates]
-    )
     policy.check_candidates(config.candidates)
+    trials = lift_trials([seed], episodes, candidates)
     claimed = lift_run(
-        launch,
-        policy,
-        directory / "eval",
-        trials,
-        workers=config.workers,
-        batch_size=config.batch_size,
-    )
-    claimed.evaluate(f"Lift with {bundle}", config, 0, started)
+        launch, policy, output, trials,
+        workers=config.workers, batch_size=config.batch_size, **more,
+    )  # fmt: skip
+    return claimed, "in Lift"
 
 
 if __name__ == "__main__":

@@ -130,3 +130,33 @@ def test_joined_encodings_are_those_of_each_dataset() -> None:
 def test_senseless_rounds_are_refused(tmp_path: Path, flag: str, message: str) -> None:
     with pytest.raises(DeasError, match=message):
         improve(tmp_path, tmp_path / "out", flag)
+
+
+def test_rounds_in_kitchens_are_of_every_task_and_of_two_splits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = load_script("recipes/improve.py")
+    claimed: list[Any] = []
+
+    def claim(self: Any, launch: object, specs: list[Any], **more: object) -> Any:
+        trials = self.trials(specs, has_critic=True)
+        claimed.append((self.split, self.assets, [spec.horizon for spec in specs], trials))
+        return SimpleNamespace(collect=lambda *_: None, evaluate=lambda *_: None)
+
+    monkeypatch.setattr(script.KitchenRolloutConfig, "claim", claim)
+    monkeypatch.setattr(script.KitchenRolloutConfig, "_look_as_trained", lambda *_: None)
+    monkeypatch.setattr(script.KitchenRolloutConfig, "where", lambda _: "in lite kitchens")
+    config = parse(
+        script.ImproveConfig,
+        ["--kitchens.tasks=[CloseDrawer,TurnOnStove]", "--kitchens.assets=lite",
+         "--kitchens.horizon=90", "--episodes=6", "--validation_episodes=4"],
+    )  # fmt: skip
+    launch: Any = SimpleNamespace(device="cpu")
+    script.collect(config, launch, tmp_path, 1, tmp_path / "round-1")
+    script.evaluate(config, launch, tmp_path, tmp_path / "round-1")
+    (split, assets, horizons, trials), (validated_in, *_, validation) = claimed
+    assert (split, validated_in, assets, horizons) == ("pretrain", "target", "lite", [90, 90])
+    assert config.collected == len(trials) == 12  # half of them with one candidate
+    assert script.ImproveConfig(episodes=6).collected == 6
+    assert len(validation) == 2 * 2 * 4
+    assert not {trial.seed for trial in trials} & {trial.seed for trial in validation}
