@@ -17,6 +17,9 @@ GET_UV = test -x "$(UV)" || $(MAKE) --no-print-directory .uv/bin/uv
 # The first cores only: MLP critics get slower, not faster, on dozens of threads.
 THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 
+# Processes that share the tests; PYTEST_ARGS="-n 0" runs them in one.
+TEST_PROCESSES ?= 2
+
 # ---- What `make quickstart` runs ------------------------------------------------------------------------------------
 # The launcher's flags are all given, so that no accelerate config in the user's home changes the run. A team's own run
 # is the same two lines with another --config_path and --bundle.
@@ -69,7 +72,7 @@ kitchens: $(INSTALLED) ## the same for four tasks in lite kitchens, demonstratio
 	HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_EVAL)
 
 test: $(INSTALLED) ## run the whole test suite, fast tests first
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(PYTHON) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff check, ruff format, mypy
 	$(PYTHON) -m ruff check .

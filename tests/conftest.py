@@ -1,10 +1,12 @@
 """Fixtures and settings of the whole suite: offline, headless, slow tests last."""
 
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
+from workers import WORKER, group, once, order
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,11 +20,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 os.environ["MPLBACKEND"] = "agg"
+if WORKER in os.environ:  # a core each, in the processes that tests start too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: the sort is stable, so each half keeps its order."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=order)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,7 +37,7 @@ def _few_threads() -> None:
     """Small tensors gain nothing from many threads, and a shared machine loses by them."""
     import torch
 
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1 if WORKER in os.environ else min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +64,13 @@ def kitchen_assets(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """
     if _complete():
         return
-    kit = kit_beside(repo_root)
-    if not kit.is_file():
-        pytest.skip(f"RoboCasa's assets are not downloaded, and there is no kit at {kit}")
+    archive = kit_beside(repo_root)
+    if not archive.is_file():
+        pytest.skip(f"RoboCasa's assets are not downloaded, and there is no kit at {archive}")
     from deas_vla.envs.robocasa.tasks import ASSETS_VARIABLE
 
-    os.environ[ASSETS_VARIABLE] = str(unpacked(kit, tmp_path_factory.mktemp("robocasa_kit")))
+    folder = once(tmp_path_factory, "kit", lambda folder: unpack(archive, folder))
+    os.environ[ASSETS_VARIABLE] = str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -71,13 +79,12 @@ def kit(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = kit_beside(repo_root)
     if not archive.is_file():
         pytest.skip(f"there is no kit at {archive}")
-    return unpacked(archive, tmp_path_factory.mktemp("kit"))
+    return once(tmp_path_factory, "kit", lambda folder: unpack(archive, folder))
 
 
-def unpacked(archive: Path, folder: Path) -> Path:
+def unpack(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    return folder
 
 
 def kit_beside(repo_root: Path) -> Path:
@@ -100,12 +107,17 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six short episodes, three of them successful."""
     from recipe_cases import record
 
-    return record(tmp_path_factory.mktemp("data") / "tiny")
+    return once(tmp_path_factory, "data", lambda folder: record(folder / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def bundle(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run of all stages over it leaves."""
+    """What a run of all stages over it leaves; each process has a copy, whose cache tests fill."""
     from recipe_cases import recipe
 
-    return recipe(tiny_dataset, tmp_path_factory.mktemp("run") / "bundle", "--tracker=tensorboard")
+    made = once(
+        tmp_path_factory,
+        "run",
+        lambda folder: recipe(tiny_dataset, folder / "bundle", "--tracker=tensorboard"),
+    )
+    return Path(shutil.copytree(made / "bundle", tmp_path_factory.mktemp("run") / "bundle"))

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from serving_cases import service_of
 
 from deas_vla.bundle import open_bundle
 from deas_vla.guidance.guided import ValueGuidedPolicy
-from deas_vla.policies.remote.layout import wire_layout
 from deas_vla.serving.running import in_background
 from deas_vla.serving.service import Service
 from deas_vla.serving.zmq_server import ZmqServer
-
-TOKEN = "open sesame"
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +29,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def service_of(policy: ValueGuidedPolicy, **changes: Any) -> Service:
-    values: dict[str, Any] = {"most_candidates": 6, "most_rows": 8, "most_waiting": 8}
-    return Service(policy, wire_layout(policy.vla.spec), **(values | {"limit": 2**20} | changes))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import service_of
+from serving_cases import service_of
 
 from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import ValueGuidedPolicy

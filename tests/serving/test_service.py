@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TOKEN, service_of
+from serving_cases import TOKEN, service_of
 from wire_cases import CAMERAS, GROUPS, ask, flat, nested
 
 from deas_vla.guidance.guided import ValueGuidedPolicy

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TOKEN, service_of
+from serving_cases import TOKEN, service_of
 from wire_cases import flat, nested
 
 from deas_vla.errors import DeasError

@@ -75,6 +75,7 @@ def test_accelerate_launches_a_script_by_the_config(
     # The file as it is, on the processor: --cpu would start one process whatever is asked for.
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", str(processes)]
+    command += ["--main_process_port", "0"]  # a free one: other launchers may run on this machine
     done = subprocess.run(
         [*command, str(script)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

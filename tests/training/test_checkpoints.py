@@ -232,7 +232,7 @@ def progress(output: Path, stage: str) -> set[str]:
     return {str(path) for path in output.glob(_STAGES[stage])}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 @pytest.mark.timeout(600)
 def test_killed_twenty_times_it_ends_with_the_same_bits(
     launcher: Launcher, uninterrupted: Path, tiny_dataset: Path, tmp_path: Path

@@ -19,7 +19,7 @@ SHARDED = Path(__file__).with_name("fsdp_on_cpu.py")
 LATE = Path(__file__).with_name("late_rank.py")
 LONG = ["--critic.steps=200", "--checkpoint.every=20"]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=1)
 
 
 def on_processes(
