@@ -37,7 +37,12 @@ STAGE, INDEXED_STAGE = "features stage", "the same stage on LeRobotDataset"
 
 @dataclass
 class SourceConfig:
-    """A LeRobotDataset v3 with videos."""
+    """A LeRobotDataset v3 with videos.
+
+    Attributes:
+        repo_id: ``user/name``.
+        root: Its directory.
+    """
 
     repo_id: str = "deas_vla/lift_demos"
     root: str | None = "deas_vla/assets/lift_demos"

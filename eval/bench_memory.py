@@ -48,6 +48,7 @@ class BenchConfig:
         rounds: Timed rounds of reading from the disk.
         updates_per_round: Of either way, in every round.
         scratch: Directory for the file; a temporary one when left out.
+        seed: Of weights and draws.
         output_dir: Where results go.
     """
 

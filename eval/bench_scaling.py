@@ -49,6 +49,7 @@ class BenchConfig:
         rounds: Timed rounds.
         updates_per_round: Of each arm, in every round.
         scratch: Directory for the file; a temporary one when left out.
+        seed: Of weights and draws.
         output_dir: Where results go.
     """
 

@@ -48,7 +48,13 @@ CACHED, PLAIN, IN_LOOP = "cached features", "plain PyTorch loop", "backbone in t
 
 @dataclass
 class SourceConfig:
-    """A LeRobotDataset v3 with videos, and how many of its episodes to use."""
+    """A LeRobotDataset v3 with videos, and how many of its episodes to use.
+
+    Attributes:
+        repo_id: ``user/name``.
+        root: Its directory.
+        episodes: How many.
+    """
 
     repo_id: str = "deas_vla/lift_demos"
     root: str | None = "deas_vla/assets/lift_demos"
@@ -67,6 +73,7 @@ class BenchConfig:
         critic: Network sizes, batch and algorithm; as in the recipe.
         rounds: Timed rounds of a comparison.
         updates_per_round: Of the fast arms, in every round.
+        seed: Of weights and draws.
         output_dir: Where results go.
     """
 

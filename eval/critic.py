@@ -33,11 +33,7 @@ from deas_vla.evaluation.offline.episodes import (
 )
 from deas_vla.evaluation.offline.metrics import calibration_by_outcome, separation
 from deas_vla.evaluation.offline.ranking import Rivals, dataset_rivals, win_rates
-from deas_vla.evaluation.offline.scoring import (
-    FrameCritic,
-    score_dataset_chunks,
-    values_along,
-)
+from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks, values_along
 from deas_vla.evaluation.offline.tails import solving_chunks, tail_errors
 from deas_vla.files import write_json
 from deas_vla.guidance.guided import ValueGuidedPolicy
@@ -55,7 +51,12 @@ HALF = len(FRACTIONS) // 2
 
 @dataclass
 class DatasetSource:
-    """A LeRobotDataset v3; the one that the bundle was trained on when both are left out."""
+    """A LeRobotDataset v3; the one that the bundle was trained on when both are left out.
+
+    Attributes:
+        repo_id: ``user/name``.
+        root: Its directory.
+    """
 
     repo_id: str | None = None
     root: str | None = None

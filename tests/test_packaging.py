@@ -39,6 +39,7 @@ LAYERS = {
     # The package's commands.
     "serve": 6,
     "doctor": 6,
+    "reference": 6,
     "__main__": 7,
 }
 # The critic reads like the paper: tensors, and nothing that knows a robot, a dataset or a VLA.

@@ -17,14 +17,16 @@ class InferenceConfig:
     """Settings of EVOR's value estimate, changed without retraining (arXiv 2510.08218).
 
     Assign a new one to ``critic.inference``. The other algorithms have nothing to set here.
+
+    Attributes:
+        eta: Temperature of ``Q* = eta log mean_j exp(z_j / eta)``, in units of return.
+        samples: Flow samples N_Z behind one ``Q*``.
+        flow_steps: Euler steps of one flow sample.
     """
 
     eta: float = 1.0
-    """Temperature of ``Q* = eta log mean_j exp(z_j / eta)``, in units of return."""
     samples: int = 32
-    """Flow samples N_Z behind one ``Q*``."""
     flow_steps: int = 10
-    """Euler steps of one flow sample."""
 
     def validate(self) -> None:
         """Raise DeasError for a setting that has no meaning."""
@@ -39,23 +41,47 @@ class CriticConfig:
 
     ``feature_dim``, ``state_dim`` and ``action_dim`` come from the dataset, ``v_min`` and ``v_max``
     from `deas_vla.critic.support.support_bounds`; all five are saved with the critic.
+
+    Attributes:
+        algorithm: ``deas``, ``iql``, ``hlg``, ``qc`` or ``evor``.
+        feature_dim: Width F of the frozen vision-language feature, from the dataset; 0 for a
+            critic on the state alone.
+        state_dim: Proprioceptive dimensions S, from the dataset.
+        action_dim: Action dimensions A, from the dataset.
+        horizon: Critic chunk length H, environment steps.
+        hidden: Widths of the hidden layers of Q.
+        value_width: Of the value network.
+        value_depth: Residual blocks of the value network.
+        feature_encoder_dim: What the feature is brought down to before it meets the state.
+        feature_encoder_hidden: Hidden width of the layer that does so.
+        ensemble: Members of Q.
+        bins: Of the value distribution.
+        sigma_bins: HL-Gauss standard deviation, in bins.
+        support: Where the bins lie: ``smdp``, ``geometric`` or ``data`` bounds, or ``fixed``
+            between ``v_min`` and ``v_max``.
+        v_min: Lower end of the support, in units of return; resolved when left out.
+        v_max: Upper end, likewise.
+        g1: Discount per step inside a chunk.
+        g2: Discount per step between chunks.
+        expectile: Of the value loss.
+        ema: Rate at which the target network follows.
+        lr: Learning rate.
+        target_flow_steps: EVOR: Euler steps of the bootstrap sample while training.
+        inference: Of EVOR.
     """
 
     algorithm: str = "deas"
 
     # What goes in.
     feature_dim: int = 0
-    """Width F of the frozen vision-language feature; 0 for a critic on the state alone."""
     state_dim: int = 0
     action_dim: int = 0
     horizon: int = 8
-    """Critic chunk length H, environment steps."""
 
     # Networks.
     hidden: list[int] = field(default_factory=lambda: [512, 512, 512, 512])
     value_width: int = 256
     value_depth: int = 4
-    """Residual blocks of the value network."""
     feature_encoder_dim: int = 64
     feature_encoder_hidden: int = 256
     ensemble: int = 2
@@ -63,21 +89,17 @@ class CriticConfig:
     # Value distribution.
     bins: int = 101
     sigma_bins: float = 0.75
-    """HL-Gauss standard deviation, in bins."""
     support: str = "smdp"
     v_min: float | None = None
     v_max: float | None = None
 
     # Algorithm.
     g1: float = 0.9
-    """Discount per step inside a chunk."""
     g2: float = 0.99
-    """Discount per step between chunks."""
     expectile: float = 0.7
     ema: float = 0.005
     lr: float = 3e-4
     target_flow_steps: int = 10
-    """EVOR: Euler steps of the bootstrap sample while training."""
 
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 

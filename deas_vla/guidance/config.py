@@ -85,7 +85,11 @@ class SelectionOverride:
     """Flags that replace parts of a bundle's own `SelectionConfig`; what is left out stays.
 
     Attributes:
-        rule: As there, like all others.
+        rule: ``best``, ``softmax``, ``uniform`` or ``medoid``.
+        temperature: Of ``softmax``, in units of return.
+        ensemble: ``min`` or ``mean`` of the members' values.
+        kappa: Of ``mean``: how much the members' disagreement counts against a candidate.
+        reluctance: How much better, in units of disagreement, a candidate must be than the first.
     """
 
     rule: str | None = None

@@ -45,7 +45,10 @@ class SpeedOverride:
     """Flags that replace parts of a bundle's own `SpeedConfig`; what is left out stays.
 
     Attributes:
-        compile: As there, like all others.
+        compile: Compile the action head and the critic.
+        budget_ms: Milliseconds that a decision may take; 0 is no budget.
+        warm_every: Every so-manieth candidate goes on from the last chunk's rest; 0 is none.
+        warm_progress: Share of the denoising that counts as done for these.
     """
 
     compile: bool | None = None

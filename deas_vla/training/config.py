@@ -219,7 +219,12 @@ class GuidanceConfig(SpeedConfig):
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases, through accelerate."""
+    """Weights & Biases, through accelerate.
+
+    Attributes:
+        enable: Log there, in place of ``tracker``.
+        project: Of its runs.
+    """
 
     enable: bool = False
     project: str = "deas_vla"

@@ -1,0 +1,82 @@
+"""The configuration reference: flags of dataclasses as they are, and the page is today's."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from deas_vla.reference import Flag, commands, flags_of, page
+
+
+@dataclass
+class Part:
+    """A part.
+
+    Attributes:
+        size: How large,
+            in pixels.
+        names: Of ``both``.
+    """
+
+    size: int
+    names: list[str] = field(default_factory=lambda: ["a", "b"])
+
+
+@dataclass
+class Base:
+    """Inherited.
+
+    Attributes:
+        where: A place.
+        kind: This | that.
+    """
+
+    where: Path | None = None
+    kind: Literal["this", "that"] = "this"
+
+
+@dataclass
+class Whole(Base):
+    """A whole.
+
+    Attributes:
+        part: A part.
+        more: Further ones.
+        where: Another place.
+    """
+
+    part: Part = field(default_factory=lambda: Part(64))
+    more: list[Part] = field(default_factory=list)
+    quick: bool = False
+
+
+def test_flags_types_defaults_and_meanings() -> None:
+    assert list(flags_of(Whole)) == [
+        Flag("where", "path or none", "none", "Another place."),
+        Flag("kind", "`this` or `that`", "this", "This \\| that."),
+        Flag("part.size", "whole number", "64", "How large, in pixels."),
+        Flag("part.names", "list of text", "[a, b]", "Of `both`."),
+        Flag("more", "list of {size, names}", "[]", "Further ones."),
+        Flag("quick", "true or false", "false", ""),
+    ]
+    assert next(flags_of(Part)).default == "required"
+
+
+def test_the_page_is_current_and_says_what_every_flag_is_for(repo_root: Path) -> None:
+    found = commands(repo_root)
+    lines = [command.line for command in found]
+    assert len(set(lines)) == len(lines)
+    assert {
+        "accelerate launch recipes/finetune_groot.py",
+        "python eval/robocasa.py",
+        "python -m deas_vla.serve",
+        "python -m deas_vla doctor",
+    } <= set(lines)
+    dumb = [
+        f"{command.line} --{flag.name}"
+        for command in found
+        for flag in flags_of(command.config)
+        if not flag.meaning
+    ]
+    assert dumb == []
+    written = (repo_root / "docs/configuration.md").read_text(encoding="utf-8")
+    assert written == page(found), "python -m deas_vla config-reference --output docs/..."
