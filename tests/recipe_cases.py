@@ -51,9 +51,11 @@ SPEC = lift_spec(LiftConfig())
 CAMERAS = SPEC.image_keys
 
 
-def record(root: Path, episodes: int = 6, state_dim: int = 9, action_dim: int = 7) -> Path:
-    """Episodes of 14 to 24 steps; even ones succeed. Success shows in pictures and actions."""
-    rng = np.random.default_rng(0)
+def record(
+    root: Path, episodes: int = 6, state_dim: int = 9, action_dim: int = 7, seed: int = 0
+) -> Path:
+    """Episodes of 14 steps and more; even ones succeed. Success shows in pictures and actions."""
+    rng = np.random.default_rng(seed)
     names = (SPEC.state_names * 4)[:state_dim], (SPEC.action_names * 4)[:action_dim]
     with EpisodeRecorder(
         root,

@@ -100,6 +100,15 @@ class Normalizer(nn.Module):
         """Standardise actions in environment units, (..., A)."""
         return _clamped((actions - self.action_mean) / self.action_std)
 
+    def distance(self, feature: Tensor, state: Tensor) -> Tensor:
+        """How far observations (B, F) and (B, S) are from the training data, (B,).
+
+        The root mean square of the standardised feature or of the state, whichever is larger: 1 is
+        an ordinary observation, `LIMIT` the largest that can be.
+        """
+        parts = [p for p in (self.feature(feature), self.state(state)) if p.shape[1]]
+        return torch.stack([part.square().mean(1).sqrt() for part in parts]).amax(0)
+
 
 def _clamped(scaled: Tensor) -> Tensor:
     """Within `LIMIT`; a NaN stays one."""

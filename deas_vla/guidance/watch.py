@@ -21,14 +21,16 @@ class WatchConfig:
         stuck_after: Decisions without a new highest V, by ``stuck_gain`` at least, after which it
             is "stuck"; 0 is never.
         stuck_gain: What counts as progress of V.
-        novel: Disagreement of the critic's members at or above it is "out of data"; left out, it
-            is never called.
+        far: Distance of the observation from the training data at or above it is "out of data",
+            where 1 is an ordinary one; left out, it is never called.
+        novel: Disagreement of the critic's members at or above it is "out of data" too.
         patience: Decisions in a row that "done" and "out of data" need.
     """
 
     done: float | None = None
     stuck_after: int = 12
     stuck_gain: float = 0.0
+    far: float | None = None
     novel: float | None = None
     patience: int = 2
 
@@ -46,23 +48,26 @@ class Watch:
     def __init__(self, config: WatchConfig) -> None:
         config.check()
         self.config = config
-        self._recent: deque[tuple[float, float]] = deque(maxlen=config.patience)
+        self._recent: deque[tuple[float, bool]] = deque(maxlen=config.patience)
         self._best = -math.inf
         self._since_best = 0
 
-    def update(self, value: float, disagreement: float = 0.0) -> str:
-        """The state after a decision with this V and this disagreement about its Q.
+    def update(self, value: float, disagreement: float = 0.0, distance: float = 0.0) -> str:
+        """The state after a decision with this V, disagreement about its Q, and distance.
 
         "Out of data" goes before "done", which is a value's word, and "done" before "stuck".
         """
         config = self.config
-        self._recent.append((value, disagreement))
+        outside = (config.novel is not None and disagreement >= config.novel) or (
+            config.far is not None and distance >= config.far
+        )
+        self._recent.append((value, outside))
         if value > self._best + config.stuck_gain or self._best == -math.inf:
             self._best, self._since_best = value, 0
         else:
             self._since_best += 1
         if len(self._recent) == config.patience:
-            if config.novel is not None and min(d for _, d in self._recent) >= config.novel:
+            if all(outside for _, outside in self._recent):
                 return OUT_OF_DATA
             if config.done is not None and min(v for v, _ in self._recent) >= config.done:
                 return DONE

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deas_vla.guidance.guided import Decision, ValueGuidedPolicy
+from deas_vla.guidance.guided import ValueGuidedPolicy
+from deas_vla.guidance.judging import judge
 from deas_vla.guidance.noise import CandidateNoise
 from deas_vla.serving.observations import Seen
 from deas_vla.serving.options import Options
@@ -48,6 +49,7 @@ class Answer:
         q: float32 (B,) of the chosen chunk, the smallest member's; None without a critic.
         value: float32 (B,), V of the observation; None without a critic.
         disagreement: float32 (B,), standard deviation of the members' Q of the chosen chunk.
+        distance: float32 (B,), of the observation from the training data: 1 is an ordinary one.
         candidates: float32 (B, N, H, A), where they were asked for.
         rows: Observations that the policy's call decided, whosever they were.
     """
@@ -58,6 +60,7 @@ class Answer:
     q: Floats | None
     value: Floats | None
     disagreement: Floats | None
+    distance: Floats | None
     candidates: Floats | None
     rows: int
 
@@ -118,7 +121,8 @@ class Decider:
         decision = self._policy.decide(
             _batch(filled), streams, options.candidates, selection=options.selection
         )
-        value, members = judge(self._policy, decision)
+        opinion = judge(self._policy, decision)
+        value, members, distance = opinion or (None, None, None)
         chunk, candidates = _numbers(decision.chunk), _numbers(decision.candidates)
         return [
             Answer(
@@ -132,6 +136,7 @@ class Decider:
                     if members is None
                     else _numbers(members[:, k : k + 1].std(0, correction=0))
                 ),
+                distance=None if distance is None else _numbers(distance[k : k + 1]),
                 candidates=candidates[k : k + 1] if row.question.options.keep else None,
                 rows=len(rows),
             )
@@ -165,29 +170,11 @@ def _batch(rows: Sequence[_Row]) -> dict[str, Any]:
 def _joined(part: Sequence[Answer]) -> Answer:
     """The answers of a question's rows as one."""
     columns: dict[str, Any] = {}
-    for name in ("chunk", "chosen", "scores", "q", "value", "disagreement", "candidates"):
+    names = ("chunk", "chosen", "scores", "q", "value", "disagreement", "distance", "candidates")
+    for name in names:
         values = [getattr(answer, name) for answer in part]
         columns[name] = None if values[0] is None else np.concatenate(values)
     return Answer(**columns, rows=max(answer.rows for answer in part))
-
-
-@torch.no_grad()
-def judge(policy: ValueGuidedPolicy, decision: Decision) -> tuple[Tensor | None, Tensor | None]:
-    """V of the observations (B,), and each member's Q of what was chosen (E, B).
-
-    None both without a critic. Also where the critic had no choice to make (one candidate, or a
-    rule that asks none): the monitor wants its opinion all the same.
-    """
-    critic = policy.critic
-    if critic is None or decision.feature is None:
-        return None, None
-    state = decision.state.to(decision.feature.device)
-    value = critic.value(decision.feature, state)
-    if decision.members is not None:
-        row = torch.arange(len(decision.chosen), device=decision.members.device)
-        return value, decision.members[:, row, decision.chosen.to(row.device)]
-    chunk = decision.chunk[:, None, : critic.config.horizon].to(decision.feature.device)
-    return value, critic.member_scores(decision.feature, state, chunk)[:, :, 0]
 
 
 def _numbers(values: Tensor) -> Floats:

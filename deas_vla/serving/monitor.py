@@ -48,7 +48,7 @@ class Trace:
                     "episode": at[0],
                     "decision": at[1],
                 }
-                for name in ("value", "q", "disagreement"):
+                for name in ("value", "q", "disagreement", "distance"):
                     values = getattr(answer, name)
                     record[name] = None if values is None else float(values[row])
                 self._records.append(record)
@@ -75,6 +75,7 @@ class _Episode:
     episode: int
     values: deque[float] = field(default_factory=lambda: deque(maxlen=60))
     disagreement: float | None = None
+    distance: float | None = None
     decisions: int = 0
     state: str = ""
 
@@ -102,21 +103,26 @@ class View:
                 found.state = "no critic"
                 continue
             found.values.append(value)
-            found.disagreement = record["disagreement"]
-            found.state = found.watch.update(value, record["disagreement"] or 0.0)
+            found.disagreement, found.distance = record["disagreement"], record["distance"]
+            found.state = found.watch.update(
+                value, found.disagreement or 0.0, found.distance or 0.0
+            )
         while len(self._sessions) > self._most:
             self._sessions.popitem(last=False)
 
     def text(self) -> str:
         """The last sessions, latest first."""
         lines = [
-            f"{'session':12s} {'episode':>7s} {'V':>8s} {'disagr.':>8s} {'state':12s} V so far"
+            f"{'session':12s} {'episode':>7s} {'V':>8s} {'disagr.':>8s} {'distance':>8s} "
+            f"{'state':12s} V so far"
         ]
         for name, found in reversed(self._sessions.items()):
             value = f"{found.values[-1]:8.3f}" if found.values else f"{'-':>8s}"
             spread = "-" if found.disagreement is None else f"{found.disagreement:.3f}"
+            far = "-" if found.distance is None else f"{found.distance:.2f}"
             lines.append(
-                f"{name[-12:]:12s} {found.episode:7d} {value} {spread:>8s} {found.state:12s} "
+                f"{name[-12:]:12s} {found.episode:7d} {value} {spread:>8s} {far:>8s} "
+                f"{found.state:12s} "
                 f"{bars(list(found.values))}"
             )
         return "\n".join(lines)

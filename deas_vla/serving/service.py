@@ -219,7 +219,7 @@ class Service:
             "latency_ms": latency_ms,
             "decided_together": answer.rows,
         }
-        for name in ("scores", "q", "value", "disagreement"):
+        for name in ("scores", "q", "value", "disagreement", "distance"):
             if (values := getattr(answer, name)) is not None:
                 info[name] = values
         if answer.candidates is not None:

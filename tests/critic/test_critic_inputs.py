@@ -79,6 +79,16 @@ def test_inputs_far_from_the_data_are_clamped_and_a_nan_is_not_hidden() -> None:
         assert scale(torch.full((dim,), float("nan"))).isnan().all()
 
 
+def test_distance_is_that_of_the_input_that_is_farther_from_the_data() -> None:
+    unit = Statistics.identity(2, 1, 1)
+    normalizer = Normalizer(unit)
+    features = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e9, 1e9]])
+    found = normalizer.distance(features, torch.tensor([[1.0], [-2.0], [0.0]]))
+    assert found.tolist() == pytest.approx([12.5**0.5, 2.0, 10.0])
+    alone = Normalizer(Statistics.identity(0, 1, 1))
+    assert alone.distance(torch.zeros(1, 0), torch.tensor([[-2.0]])).tolist() == [2.0]
+
+
 def test_a_dimension_that_hardly_ever_moves_is_measured_by_its_range() -> None:
     """One frame in ten thousand moves 1 cm: a deviation of 0.1 mm would make that 100 units."""
     states = torch.zeros(10_000, 2)

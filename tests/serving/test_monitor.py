@@ -15,7 +15,7 @@ from deas_vla.serving.zmq_server import ZmqServer
 def answer(value: float) -> Answer:
     one = np.array([value], np.float32)
     chunk = np.zeros((1, 2, 1), np.float32)
-    return Answer(chunk, np.zeros(1, np.int64), None, one, one, 0 * one + 0.1, None, 1)
+    return Answer(chunk, np.zeros(1, np.int64), None, one, one, 0 * one + 0.1, one, None, 1)
 
 
 def test_episodes_and_sessions_are_kept_apart() -> None:

@@ -54,6 +54,9 @@ def test_n17_nested_and_flat_say_what_the_policy_decides(
     chosen = local.members[:, 0, int(local.chosen)]
     assert info["q"] == pytest.approx([float(chosen.min())])
     assert info["disagreement"] == pytest.approx([float(chosen.std(correction=0))], abs=1e-6)
+    assert policy.critic is not None and local.feature is not None
+    far = policy.critic.normalizer.distance(local.feature, local.state)
+    assert info["distance"] == pytest.approx(far.tolist()) and info["distance"] > 0
     assert info["latency_ms"] > 0 and np.isfinite(info["value"]).all()
 
     told = flat(look)
