@@ -4,6 +4,7 @@ LeRobot steps a gym environment and looks at its cameras after every step, so th
 than `envs.rollout`, which renders only where the policy plans; the episodes are the same ones.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -113,13 +114,13 @@ class SimEnvConfig(EnvConfig):
             self.features[name] = PolicyFeature(kind, shape)
             self.features_map[name] = key
 
+    @abstractmethod
     def spec(self) -> EnvSpec:
         """The environment's fixed facts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self) -> SimEnv:
         """Its simulator."""
-        raise NotImplementedError
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from deas_vla.data.convert import convert_v2
 from deas_vla.data.episodes import load_episodes
 from deas_vla.data.frames import iter_episode_frames
 from deas_vla.envs.robocasa.kitchen import ACTION_PARTS, ROBOT_TYPE, STATE_PARTS
+from deas_vla.envs.robocasa.overlay import mounted, package_tree
+from deas_vla.envs.robocasa.tasks import extra_assets
 from deas_vla.errors import DeasError
 
 
@@ -60,10 +63,11 @@ def test_pictures_belong_to_their_frames(new: Path) -> None:
             assert error.max() < shifted.min(), (row, camera)
 
 
-def test_it_is_trained_on(new: Path, untrained_nano: Path, tmp_path: Path) -> None:
-    output = recipe(
+@pytest.fixture(scope="module")
+def trained(new: Path, untrained_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recipe(
         new,
-        tmp_path / "run",
+        tmp_path_factory.mktemp("robocasa") / "run",
         f"--policy.path={untrained_nano}",
         "--policy.embodiment=new_embodiment",
         "--policy.train_projectors=true",
@@ -71,9 +75,51 @@ def test_it_is_trained_on(new: Path, untrained_nano: Path, tmp_path: Path) -> No
         "--dataset.holdout=0",
         "--critic.horizon=4",
     )
-    manifest = read_manifest(output)
+
+
+def test_it_is_trained_on(trained: Path) -> None:
+    manifest = read_manifest(trained)
     assert manifest["data"]["successful_episodes"] == 2
     assert set(manifest["data"]["image_sizes"]) == set(CAMERAS)
+
+
+@pytest.mark.usefixtures("kitchen_assets")
+def test_the_bundle_runs_in_lerobots_own_kitchens(trained: Path) -> None:
+    """LeRobot's RoboCasa environment and its evaluation loop, two steps of best-of-3."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.envs.configs import RoboCasaEnv
+    from lerobot.envs.factory import make_env, make_env_pre_post_processors
+    from lerobot.policies.factory import make_policy, make_pre_post_processors
+    from lerobot.scripts.lerobot_eval import rollout
+
+    import deas_vla.plugin.lerobot_policy_deas_vla  # noqa: F401
+
+    env_config = RoboCasaEnv(
+        task="CloseElectricKettleLid",
+        split="pretrain",
+        episode_length=2,
+        observation_height=64,
+        observation_width=64,
+        obj_registries=["objaverse", "lightwheel"],
+    )
+    config = PreTrainedConfig.from_pretrained(trained, cli_overrides=["--candidates=3"])
+    config.pretrained_path = trained
+    policy = make_policy(config, env_cfg=env_config)
+    extra = extra_assets()
+    with nullcontext() if extra is None else mounted(package_tree(extra)):
+        env = make_env(env_config)["CloseElectricKettleLid"][0]
+        found = rollout(
+            env,
+            policy,
+            *make_env_pre_post_processors(env_config, config),
+            *make_pre_post_processors(config, str(trained)),
+            seeds=[0],
+        )
+        env.close()
+    assert found["action"].shape == (1, 2, 12) and bool(found["action"].isfinite().all())
+    decision = policy.last_decision
+    assert decision is not None and decision.candidates.shape[:2] == (1, 3)
+    assert decision.scores is not None and decision.scores.std() > 0
 
 
 def test_late_timestamps_and_missing_statistics_are_mended(old: Path, tmp_path: Path) -> None:
