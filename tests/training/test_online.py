@@ -62,7 +62,7 @@ def test_losses_are_those_of_cached_tokens(
     assert max(losses["online"]) - min(losses["online"]) > 0.02  # or all would agree
     adapters = [load_file(tmp_path / mode / ADAPTER) for mode in losses]
     for name, tensor in adapters[0].items():
-        torch.testing.assert_close(adapters[1][name], tensor, atol=2e-3, rtol=0)
+        torch.testing.assert_close(adapters[1][name], tensor, atol=6e-3, rtol=0)
 
 
 @pytest.fixture(scope="module")
