@@ -1,11 +1,13 @@
-"""Finetune a GR00T policy and train a DEAS critic on its frozen features.
+"""Finetune a GR00T policy and train a DEAS critic on its backbone's features.
 
 accelerate launch recipes/finetune_groot.py --config_path recipes/configs/quickstart.yaml
 
-Stages, in this order: ``features`` runs every frame through the frozen backbone once and caches the
-tokens and their pooling; ``policy`` trains LoRA on the flow-matching action head; ``critic`` trains
-the critic. The run ends with a bundle in ``--output_dir``. The same command again goes on where an
-interrupted run stopped, and with more ``--critic.steps`` or ``--policy.steps`` a finished one.
+Stages, in this order: ``features`` runs every frame through the backbone once and caches the tokens
+and their pooling; ``policy`` trains LoRA on the flow-matching action head, or what ``policy.train``
+names; ``critic`` trains the critic. Where the backbone trains, ``policy`` comes first and features
+are of the trained one. The run ends with a bundle in ``--output_dir``. The same command again goes
+on where an interrupted run stopped, and with more ``--critic.steps`` or ``--policy.steps`` a
+finished one.
 """
 
 import time
@@ -28,12 +30,15 @@ from deas_vla.training.config import FinetuneConfig
 from deas_vla.training.critic import train_critic
 from deas_vla.training.critic_data import check_critic_data
 from deas_vla.training.datasets import load_dataset, provenance
+from deas_vla.training.encodings import Encodings
 from deas_vla.training.features import check_statistics, dataset_statistics, extract_features
 from deas_vla.training.identity import identities
-from deas_vla.training.policy import finetune_policy, restore_policy
+from deas_vla.training.policy import check_parts, finetune_policy, restore_policy
+from deas_vla.training.policy_inputs import CachedTokens, online_pictures
 from deas_vla.training.preemption import Preemption
-from deas_vla.training.record import recorded_run
+from deas_vla.training.record import RunRecord, recorded_run
 from deas_vla.training.run import Run
+from deas_vla.training.tokens import settle_tokens
 from deas_vla.training.trackers import make_accelerator
 
 
@@ -45,15 +50,15 @@ def main(config: FinetuneConfig) -> None:
     stages = identities(config, table)
     with (
         Preemption(accelerator) as preemption,
-        recorded_run(output, stages, config.resume, accelerator),
+        recorded_run(output, stages, config.resume, accelerator) as record,
     ):
         log = accelerator.log
         run = Run(output, accelerator, preemption, config.checkpoint, config.seed, log)
-        run_stages(config, table, run)
+        run_stages(config, table, run, record)
     accelerator.end_training()
 
 
-def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
+def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: RunRecord) -> None:
     started = time.time()
     accelerator, output = run.accelerator, run.output
     train, held_out = split_episodes(table, config.dataset.holdout, config.seed)
@@ -77,18 +82,33 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run) -> None:
         check_critic_data(table, train, config.critic)
 
     cache = Path(config.features.cache or output / "cache")
-    keep_tokens = finetunes or config.critic_asks_policy
-    encodings = extract_features(
-        vla, table, config.features, cache, accelerator, keep_tokens=keep_tokens
-    )
-    train, held_out = encodings.readable(train), encodings.readable(held_out)
     if finetunes:
+        check_parts(vla, config.policy)
+        settle_tokens(config, vla, table, cache, stages, accelerator)
+    online = config.policy.tokens == "online"
+    keep_tokens = (finetunes and not online) or config.critic_asks_policy
+
+    def features() -> Encodings:
+        return extract_features(
+            vla, table, config.features, cache, accelerator, keep_tokens=keep_tokens
+        )
+
+    # Of a backbone that trains, features are those of the trained one.
+    after_policy = finetunes and config.trains_backbone
+    encodings = None if after_policy else features()
+    if encodings is not None:
+        train, held_out = encodings.readable(train), encodings.readable(held_out)
+    if finetunes:
+        inputs = online_pictures(config, vla, table) if online else CachedTokens(encodings)
         trained = finetune_policy(
-            vla, encodings, table, train, held_out, config.policy, run, shares=config.dataset.shares
+            vla, inputs, table, train, held_out, config.policy, run, shares=config.dataset.shares
         )
         if trained is not None:
             vla = load_vla(vla_config, dataset_stats=statistics, device=device)
             restore_policy(vla, config.policy, trained)
+    if encodings is None:
+        encodings = features()
+        train, held_out = encodings.readable(train), encodings.readable(held_out)
 
     critic = None
     if "critic" in config.stages:

@@ -41,7 +41,7 @@ def bundles(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         made = open_bundle(bundle)
         vla = load_vla(config(), dataset_stats=made.dataset_stats)
         if parts:
-            add_lora(vla, PolicyConfig(lora_parts=parts))
+            add_lora(vla, PolicyConfig(train=parts))
             vla.model.eval()
         made.config.adapter = bool(parts)
         policy = ValueGuidedPolicy(made.config, vla, made.critic, made.dataset_stats)
@@ -134,5 +134,5 @@ def test_parts_of_the_network_by_name(bundles: dict[str, Path]) -> None:
     settings = PeftConfig.from_pretrained(bundles["other"] / "policy")
     assert set(settings.modules_to_save) == set(vla.projectors)
     assert settings.base_model_name_or_path == str(NANO)
-    with pytest.raises(DeasError, match=r"policy\.lora_parts has 'hands', which is unknown"):
-        add_lora(load_vla(config()), PolicyConfig(lora_parts=["head", "hands"]))
+    with pytest.raises(DeasError, match=r"policy\.train has 'hands', which is unknown"):
+        add_lora(load_vla(config()), PolicyConfig(train=["head", "hands"]))

@@ -53,7 +53,7 @@ def iter_episode_frames(
         yield from _frames_of_parts(table, image_keys, rows, skip)
         return
     layout = open_dataset(table.repo_id, root)
-    readers = {key: _reader(layout, key) for key in image_keys}
+    readers = {key: picture_reader(layout, key) for key in image_keys}
     try:
         for row in rows:
             episode = int(table.episode_ids[row])
@@ -100,20 +100,22 @@ def _skip_in_part(
 class _VideoReader:
     """Reads one camera's videos forwards; seeks only where episodes do not follow each other."""
 
-    def __init__(self, layout: DatasetLayout, image_key: str) -> None:
+    def __init__(self, layout: DatasetLayout, image_key: str, threads: str = "AUTO") -> None:
         self._layout = layout
         self._key = image_key
+        self._threads = threads
         self._path: Path | None = None
         self._container: av.container.InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._position = 0.0  # seconds, where the next frame is expected
         self._to_rgb = VideoReformatter()
 
-    def read(self, episode: int, length: int) -> NDArray[np.uint8]:
-        """The first `length` frames of an episode as uint8 (length, height, width, 3)."""
+    def read(self, episode: int, length: int, first: int = 0) -> NDArray[np.uint8]:
+        """Frames `first` to `first + length` of an episode as uint8 (length, height, width, 3)."""
         fps = self._layout.fps
         path = self._layout.video_path(self._key, episode)
         begin = float(self._layout.episodes.loc[episode, f"videos/{self._key}/from_timestamp"])
+        begin += first / fps
         try:
             self._move_to(path, begin)
             images = self._collect(self._frames, begin, length)
@@ -126,7 +128,7 @@ class _VideoReader:
             return np.stack(images)
         self.close()
         raise DeasError(
-            f"video {path} lacks frame {len(images)} of episode {episode} "
+            f"video {path} lacks frame {first + len(images)} of episode {episode} "
             f"(expected {length} frames from {begin:.3f} s): restore the file, drop the episode, "
             "or leave it out with --features.skip_unreadable=true"
         )
@@ -192,7 +194,7 @@ class _VideoReader:
         except (OSError, av.FFmpegError) as error:
             raise DeasError(f"video {path} cannot be read ({error}): restore the file") from error
         stream = self._container.streams.video[0]
-        stream.thread_type = "AUTO"
+        stream.thread_type = self._threads
         self._path, self._position = path, 0.0
         self._frames = self._container.decode(stream)
 
@@ -204,24 +206,38 @@ class _ImageReader:
         self._layout = layout
         self._key = image_key
 
-    def read(self, episode: int, length: int) -> NDArray[np.uint8]:
-        """All frames of an episode as uint8 (length, height, width, 3)."""
+    def read(self, episode: int, length: int, first: int = 0) -> NDArray[np.uint8]:
+        """Frames `first` to `first + length` of an episode as uint8 (length, height, width, 3)."""
         from PIL import Image
 
-        column = self._layout.read_columns([self._key], [episode])[self._key].to_pylist()
+        column = self._layout.read_columns([self._key], [episode])[self._key]
+        images = column.slice(first, length).to_pylist()
         return np.stack(
-            [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in column]
+            [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in images]
         )
 
     def close(self) -> None:
         """Nothing stays open."""
 
 
-def _reader(layout: DatasetLayout, image_key: str) -> _VideoReader | _ImageReader:
+def picture_reader(
+    layout: DatasetLayout, image_key: str, threads: str = "AUTO"
+) -> _VideoReader | _ImageReader:
+    """What reads one camera's frames.
+
+    Args:
+        layout: the dataset's.
+        image_key: the camera.
+        threads: FFmpeg's kind of threads; those decode ahead, which is lost where reading jumps.
+
+    Raises:
+        DeasError: a camera that the dataset does not have.
+    """
     if image_key not in layout.image_keys:
         raise DeasError(
             f"dataset {layout.root} lacks camera {image_key}: "
             f"choose from {', '.join(layout.image_keys) or 'none'}"
         )
-    reader = _VideoReader if layout.is_video(image_key) else _ImageReader
-    return reader(layout, image_key)
+    if layout.is_video(image_key):
+        return _VideoReader(layout, image_key, threads)
+    return _ImageReader(layout, image_key)

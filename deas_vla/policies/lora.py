@@ -1,31 +1,93 @@
 """PEFT's adapters in a network: added, chosen, and which weights are in use."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
+
+PROJECTORS = "projectors"  # the part that is an embodiment's own: `VLA.projectors`
+BACKBONE_PARTS = ("llm_top", "vision")  # parts that an observation's tokens depend on
 
 # PEFT's names for what lay there before it wrapped a module.
 _WRAPPED = ("base_layer", "original_module")
 
 
-def target_pattern(parts: Mapping[str, str], chosen: Sequence[str]) -> str:
-    """The pattern of all layers in the ``chosen`` parts of a family's network.
+def trains_backbone(parts: Sequence[str]) -> bool:
+    """Whether one of these parts, of any family, is something that tokens depend on."""
+    return any(part.split(":")[0] in BACKBONE_PARTS for part in parts)
+
+
+def training_targets(
+    model: Any, parts: Mapping[str, str], chosen: Sequence[str], whole: Sequence[str]
+) -> tuple[str | None, list[str]]:
+    """What of a network gets LoRA, and what is trained as a whole copy.
+
+    A part that has no linear layer is trained whole in any case.
+
+    Args:
+        model: The network, not yet wrapped.
+        parts: Patterns of a family's layers, by part.
+        chosen: The parts to train.
+        whole: Those of them whose layers are trained themselves, not by LoRA.
+
+    Returns:
+        The pattern of all layers that get LoRA, None where there is none, and the names of all
+        modules that are trained whole.
 
     Raises:
-        DeasError: A part that the family does not have, or none.
+        DeasError: A part that the family does not have, or that its network lacks; ``whole`` names
+            one that is not chosen, or layers that another part gives LoRA to.
     """
     for name in chosen:
         if name not in parts:
             raise DeasError(
-                f"policy.lora_parts has '{name}', which is unknown: use some of {sorted(parts)}"
+                f"policy.train has '{name}', which is unknown: use some of {_listed(parts)}"
             )
-    if not chosen:
-        raise DeasError(f"policy.lora_parts is empty: use some of {sorted(parts)}")
-    return "|".join(f"(?:{parts[name]})" for name in dict.fromkeys(chosen))
+    for name in whole:
+        if name not in chosen:
+            raise DeasError(
+                f"policy.train_whole has '{name}', which policy.train does not have: add it there"
+            )
+    modules = dict(model.named_modules())
+    lora: list[str] = []
+    copied: dict[str, str] = {}  # module to its part
+    for part in dict.fromkeys(chosen):
+        found = [name for name in modules if re.fullmatch(parts[part], name)]
+        found = [name for name in found if any(True for _ in modules[name].parameters())]
+        if not found:
+            raise DeasError(
+                f"policy.train has '{part}', which this checkpoint does not have: leave it out"
+            )
+        if part not in whole and all(isinstance(modules[name], nn.Linear) for name in found):
+            lora.append(parts[part])
+        else:
+            copied |= dict.fromkeys(found, part)
+    pattern = "|".join(f"(?:{each})" for each in lora) or None
+    if pattern is not None:
+        for name, part in copied.items():
+            if re.fullmatch(pattern, name):
+                raise DeasError(
+                    f"policy.train_whole has '{part}', whose layer {name} gets LoRA by another "
+                    "part of policy.train: leave one of them out"
+                )
+    return pattern, list(copied)
+
+
+def _listed(parts: Mapping[str, str]) -> list[str]:
+    """Names of parts, numbered ones as a range, and the projectors."""
+    most: dict[str, int] = {}
+    for stem, _, count in (name.partition(":") for name in parts):
+        most[stem] = max(most.get(stem, 0), int(count or 0))
+    return sorted([f"{stem}:1..{n}" if n else stem for stem, n in most.items()] + [PROJECTORS])
+
+
+def trains(module: Any) -> bool:
+    """Whether any weight of a module, or of PEFT's layers in it, is being trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def load_adapter(model: Any, directory: Path, name: str = "default") -> Any:

@@ -82,6 +82,22 @@ class Tail:
     overlap: int = 0
 
 
+class TrainingInputs(Protocol):
+    """A policy's preprocessing of pictures and language, without its network.
+
+    It works on the CPU and can be taken to another process by a fork.
+    """
+
+    def augment(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the checkpoint was trained with, of one observation's pictures (3, H, W) by key.
+
+        Drawn from torch's global generator; nothing is done where no augmentation was asked for.
+        """
+
+    def __call__(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What `VLA.encode_batch` needs of B observations; no state is looked at."""
+
+
 class VLA(Protocol):
     """A flow-matching vision-language-action policy with a frozen backbone.
 
@@ -95,8 +111,8 @@ class VLA(Protocol):
     Attributes:
         model: The network, of which an adapter is trained and saved; PEFT wraps it in place.
         name_or_path: Where the base checkpoint came from.
-        lora_parts: Patterns of the layers that LoRA may go to, by the name of their part; ``head``
-            is the action head.
+        lora_parts: Patterns of the layers that can be trained, by the name of their part; ``head``
+            is the action head. `BACKBONE_PARTS` of `policies.lora` are what tokens depend on.
         projectors: Modules that are trained and kept whole, where the embodiment is new.
     """
 
@@ -140,6 +156,20 @@ class VLA(Protocol):
 
     def encode_inputs(self, inputs: Mapping[str, Any], state: Tensor) -> Encoding:
         """The backbone's half of `encode`: `preprocess`'s output and the raw state (B, S)."""
+
+    def training_inputs(self, augmented: bool) -> TrainingInputs:
+        """Preprocessing for training on pictures, with the checkpoint's own augmentation or none.
+
+        Raises:
+            DeasError: A policy that is not trained here.
+        """
+
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> Encoding:
+        """Run the backbone, with gradients to what is trained of it and without where nothing is.
+
+        Args:
+            batch: What `training_inputs` makes, and what `preprocess_targets` says of the state.
+        """
 
     def encoding_from(self, batch: Mapping[str, Tensor]) -> Encoding:
         """An encoding from what was kept of earlier ones; no backbone runs.
@@ -189,4 +219,4 @@ class VLA(Protocol):
         """
 
     def gradient_checkpointing(self, enabled: bool) -> AbstractContextManager[None]:
-        """Within it the head keeps few activations and computes them again instead."""
+        """Within it what is trained keeps few activations and computes them again instead."""

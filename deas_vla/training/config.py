@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from deas_vla.critic.config import CriticConfig
+from deas_vla.data.image_transforms import ImageTransformsConfig, check_image_transforms
 from deas_vla.data.pooling import PoolingConfig
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.data.sampling import Balance
@@ -14,10 +15,12 @@ from deas_vla.errors import DeasError
 from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.speed import SpeedConfig
 from deas_vla.policies.config import ServerConfig, VLAConfig
+from deas_vla.policies.lora import trains_backbone
 from deas_vla.policies.vla import VLASpec
 from deas_vla.training.checkpoints import CheckpointConfig
 
-PROJECTORS = "projectors"  # a part that is trained whole, not by LoRA
+TOKENS = ("auto", "cached", "online")
+AUGMENTATIONS = ("none", "checkpoint")
 STAGES = ("features", "policy", "critic")
 SCHEDULES = ("constant", "cosine")
 _CRITIC_COUNTS = ("horizon", "policy_samples", "log_every")
@@ -46,10 +49,13 @@ class DatasetConfig(SourceConfig):
     Attributes:
         holdout: Share of the episodes kept out of all training, for offline evaluation.
         extra: Further datasets: ``--dataset.extra='[{root: DIR, weight: 1}]'``.
+        image_transforms: LeRobot's random picture transforms, as in its own flags, where the policy
+            trains on pictures (``policy.tokens``).
     """
 
     holdout: float = 0.1
     extra: list[SourceConfig] = field(default_factory=list)
+    image_transforms: ImageTransformsConfig = field(default_factory=ImageTransformsConfig)
 
     @property
     def sources(self) -> list[SourceConfig]:
@@ -84,8 +90,18 @@ class PolicyConfig:
         dtype: Of the frozen weights.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
         episodes: Behaviour cloning on ``all`` or only on ``successful`` episodes.
-        lora_parts: Where adapters go: ``head`` (the flow's transformer), ``attention`` (of it only
-            the attention layers), and ``projectors``, which stands for ``train_projectors``.
+        tokens: What training reads: ``cached`` tokens of every frame, or ``online``, where pictures
+            go through the backbone in every step; ``auto`` takes the cache where it fits the disk,
+            the backbone is frozen and pictures are not augmented.
+        train: Parts that train: ``head`` (the flow's transformer), ``attention`` (of it only the
+            attention layers), ``vl_self_attention`` and ``vlln`` (what the head makes of the tokens
+            first), ``llm_top:K`` (the last K language layers), ``vision``, and ``projectors``,
+            which stands for ``train_projectors``.
+        train_whole: Those of them whose layers are trained themselves instead of by LoRA.
+        augment: Pictures as they are (``none``), or augmented as the ``checkpoint`` says that it
+            was (crop, rotation, colour).
+        workers: Processes that decode, augment and preprocess pictures beside the training; 0 does
+            it in between. They change no result.
         lora_rank: Rank of the adapters.
         lora_alpha: Their scale, relative to the rank.
         lora_dropout: Dropout before them.
@@ -107,7 +123,11 @@ class PolicyConfig:
     dtype: str = "float32"
     denoising_steps: int | None = None
     episodes: str = "all"
-    lora_parts: list[str] = field(default_factory=lambda: ["head"])
+    tokens: str = "auto"
+    train: list[str] = field(default_factory=lambda: ["head"])
+    train_whole: list[str] = field(default_factory=list)
+    augment: str = "none"
+    workers: int = 2
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -262,6 +282,23 @@ class FinetuneConfig:
         """Whether this run's critic needs samples of the policy: only ``qc`` does."""
         return "critic" in self.stages and self.critic.algorithm == "qc"
 
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the critic's features are those of a backbone that this policy trained."""
+        return self.policy.steps > 0 and trains_backbone(self.policy.train)
+
+    @property
+    def needs_pictures(self) -> str | None:
+        """The flag that cached tokens cannot do justice to, None where they can."""
+        if self.policy.steps and trains_backbone(self.policy.train):
+            parts = [part for part in self.policy.train if trains_backbone([part])]
+            return f"--policy.train={parts[0]}"
+        if self.policy.augment != "none":
+            return f"--policy.augment={self.policy.augment}"
+        if self.dataset.image_transforms.enable:
+            return "--dataset.image_transforms.enable=true"
+        return None
+
     def check(self) -> None:
         """DeasError for a value that no stage could work with."""
         for stage in self.stages:
@@ -279,6 +316,18 @@ class FinetuneConfig:
             raise DeasError(
                 f"policy.episodes '{self.policy.episodes}' is unknown: use all or successful"
             )
+        for name, choices in (("tokens", TOKENS), ("augment", AUGMENTATIONS)):
+            value = getattr(self.policy, name)
+            if value not in choices:
+                raise DeasError(f"policy.{name} '{value}' is unknown: use one of {list(choices)}")
+        if self.policy.workers < 0:
+            raise DeasError(f"policy.workers {self.policy.workers}: use 0 or more")
+        if self.policy.tokens == "cached" and self.needs_pictures:
+            raise DeasError(
+                f"policy.tokens=cached is not to be had with {self.needs_pictures}: cached tokens "
+                "are those of a frozen backbone and plain pictures; use --policy.tokens=online"
+            )
+        check_image_transforms(self.dataset.image_transforms)
         if self.tracker not in ("tensorboard", "trackio", "none"):
             raise DeasError(
                 f"tracker '{self.tracker}' is unknown: use tensorboard, trackio or none, or "

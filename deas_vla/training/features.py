@@ -202,12 +202,12 @@ def check_room(
     if total <= free:
         return
     frames = sum(source.table.num_frames for source in sources)
-    smaller = {"--policy.steps=0 (pooled features alone)": need["pooled"]}
+    smaller = {"--policy.tokens=online (pooled features alone)": need["pooled"]}
     if config.pooling.kind != "mean":
         small = 4 * frames * vla.spec.token_dim  # two bytes a number, twice while joining
-        smaller["--policy.steps=0 --features.pooling.kind=mean"] = small
+        smaller["--policy.tokens=online --features.pooling.kind=mean"] = small
     if "tokens" not in need:
-        smaller = {k.removeprefix("--policy.steps=0 "): v for k, v in smaller.items()}
+        smaller = {k.removeprefix("--policy.tokens=online "): v for k, v in smaller.items()}
         smaller.pop("(pooled features alone)", None)
     fitting = [
         f"{flag}, which needs {size(count)}" for flag, count in smaller.items() if count <= free

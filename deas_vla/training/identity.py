@@ -13,7 +13,7 @@ from deas_vla.provenance import plain
 from deas_vla.training.config import FinetuneConfig
 
 _MEMORY = {
-    "policy": ("path", "gradient_accumulation_steps", "gradient_checkpointing"),
+    "policy": ("path", "gradient_accumulation_steps", "gradient_checkpointing", "workers"),
     "critic": ("log_every",),
 }
 _BASE = ("family", "embodiment", "dtype")  # of the policy, what the critic's features depend on
@@ -36,9 +36,12 @@ def identities(config: FinetuneConfig, table: EpisodeTable) -> dict[str, dict[st
         "seed": config.seed,
     }
     policy = shared | _settings(settings, "policy")
+    policy["dataset.image_transforms"] = str(settings["dataset"]["image_transforms"])
     critic = shared | _settings(settings, "critic")
     critic |= flat(settings["features"]["pooling"], "features.pooling.")
-    if config.critic_asks_policy:
+    if config.trains_backbone:  # its features are of what the policy stage made
+        critic |= {name: value for name, value in policy.items() if name != "policy.tokens"}
+    elif config.critic_asks_policy:
         critic |= policy
     else:
         critic |= {f"policy.{name}": settings["policy"][name] for name in _BASE}

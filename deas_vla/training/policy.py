@@ -1,7 +1,8 @@
-"""The ``policy`` stage: LoRA on the flow-matching action head, by GR00T's own loss."""
+"""The ``policy`` stage: the parts that ``policy.train`` names, by GR00T's own loss."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,30 @@ from accelerate.utils import DistributedType
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deas_vla.data.dataset import Draw
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.sampling import row_weights
 from deas_vla.data.transitions import gather_chunks
 from deas_vla.errors import DeasError
-from deas_vla.policies.lora import target_pattern
+from deas_vla.policies.lora import PROJECTORS, training_targets
 from deas_vla.policies.vla import VLA
-from deas_vla.training.config import PROJECTORS, PolicyConfig
+from deas_vla.training.config import PolicyConfig
 from deas_vla.training.divergence import LossWatch
 from deas_vla.training.encodings import Encodings
 from deas_vla.training.loop import warmup_cosine
 from deas_vla.training.memory import told_memory
+from deas_vla.training.policy_inputs import CachedTokens, Part, PolicyInputs, told_workers
 from deas_vla.training.run import Run
 
 _LOG_EVERY = 50  # updates
-_METRIC_CHUNKS = 256  # that the offline metric looks at
+_METRIC_CHUNKS, _METRIC_PART = 256, 32  # that the offline metric looks at, and at once
 
 
 class FlowMatching(nn.Module):
-    """The loss as a module, so that DistributedDataParallel sees it."""
+    """The loss as a module, so that DistributedDataParallel sees it.
+
+    A batch holds tokens, or pictures that go through the backbone first.
+    """
 
     def __init__(self, vla: VLA) -> None:
         super().__init__()
@@ -36,9 +42,9 @@ class FlowMatching(nn.Module):
         self._vla = vla
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self._vla.flow_matching_loss(
-            self._vla.encoding_from(batch), batch["action"], batch["action_mask"]
-        )
+        vla = self._vla
+        encoding = vla.encoding_from(batch) if "tokens" in batch else vla.encode_batch(batch)
+        return vla.flow_matching_loss(encoding, batch["action"], batch["action_mask"])
 
 
 def chunk_starts(table: EpisodeTable, episodes: NDArray[np.int64], which: str) -> NDArray[np.int64]:
@@ -78,31 +84,47 @@ def policy_targets(vla: VLA, table: EpisodeTable, starts: NDArray[np.int64]) -> 
 
 
 def add_lora(vla: VLA, config: PolicyConfig) -> None:
-    """Wrap the model by PEFT: adapters on the chosen parts, everything else frozen.
+    """Wrap the model by PEFT: what ``config.train`` names gets LoRA or a copy, the rest is frozen.
 
     Raises:
-        DeasError: A part that the family does not have.
+        DeasError: As `check_parts`.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    projectors = config.train_projectors or PROJECTORS in config.lora_parts
-    parts = [part for part in config.lora_parts if part != PROJECTORS]
+    pattern, whole = check_parts(vla, config)
     vla.model = get_peft_model(
         vla.model,
         LoraConfig(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=target_pattern(vla.lora_parts, parts),
-            modules_to_save=list(vla.projectors) if projectors else None,
+            target_modules=pattern or DUMMY_TARGET_MODULES,
+            modules_to_save=whole or None,
         ),
     )
     vla.model.peft_config["default"].base_model_name_or_path = vla.name_or_path
 
 
+def check_parts(vla: VLA, config: PolicyConfig) -> tuple[str | None, list[str]]:
+    """`training_targets` of a policy whose model PEFT has not wrapped yet.
+
+    Raises:
+        DeasError: Parts that the policy does not have or that cannot be trained that way, or none.
+    """
+    parts = [part for part in config.train if part != PROJECTORS]
+    whole = [part for part in config.train_whole if part != PROJECTORS]
+    pattern, modules = training_targets(vla.model, vla.lora_parts, parts, whole)
+    if config.train_projectors or PROJECTORS in config.train:
+        modules += vla.projectors
+    if pattern is None and not modules:
+        raise DeasError("policy.train is empty: name a part, or use --policy.steps=0")
+    return pattern, modules
+
+
 def finetune_policy(
     vla: VLA,
-    encodings: Encodings,
+    inputs: PolicyInputs | Encodings,
     table: EpisodeTable,
     episodes: NDArray[np.int64],
     held_out: NDArray[np.int64],
@@ -113,11 +135,13 @@ def finetune_policy(
 ) -> dict[str, Tensor] | None:
     """Train the adapter in place, from the last checkpoint on.
 
-    The backbone is frozen, so its tokens come from the cache: a step runs the action head alone.
+    With cached tokens a step runs the action head alone; what the backbone is trained of needs
+    pictures (`OnlinePictures`).
 
     Args:
         vla: Gets an adapter.
-        encodings: With tokens.
+        inputs: Where the observations of a batch come from; encodings with tokens stand for
+            `CachedTokens`.
         table: The dataset.
         episodes: Episode rows to train on.
         held_out: Episode rows that the offline metric is measured on; may be none.
@@ -135,6 +159,8 @@ def finetune_policy(
         Preempted: SIGTERM came; everything is saved.
     """
     accelerator = run.accelerator
+    if isinstance(inputs, Encodings):
+        inputs = CachedTokens(inputs)
     starts = chunk_starts(table, episodes, config.episodes)
     with torch.random.fork_rng([]):  # the same first weights on every process: FSDP shards its own
         torch.manual_seed(run.seed)
@@ -153,7 +179,7 @@ def finetune_policy(
     checkpoints = run.checkpoints(
         "policy",
         names=set(trainable),
-        metric=lambda: -held_out_loss(wrapped, vla, encodings, table, held_out, config, run.seed),
+        metric=lambda: -held_out_loss(wrapped, vla, inputs, table, held_out, config, run.seed),
     )
     watch = LossWatch(
         "policy",
@@ -166,11 +192,17 @@ def finetune_policy(
     )
     start = checkpoints.resume()
     weights = row_weights(table, starts, shares)
-    draws = run.batches(len(starts), config.batch_size, range(start, config.steps), weights)
+    draws, ahead = tee(
+        run.batches(len(starts), config.batch_size, range(start, config.steps), weights)
+    )
+    accumulated = config.gradient_accumulation_steps
+    observed = inputs.stream(_parts(ahead, starts, accumulated), accelerator.device)
     bar = run.bar(draws, "policy", start, config.steps)
     vla.model.train()
     with (
+        closing(observed),
         _told_memory(config, accelerator.num_processes),
+        told_workers(config.workers),
         run.preemption.deferred(),
         vla.gradient_checkpointing(config.gradient_checkpointing),
     ):
@@ -181,11 +213,11 @@ def finetune_policy(
             # Of this batch alone: a chunk of a large VLA's is 42 kB, of a million starts 42 GB.
             chosen = starts[rows.numpy()]
             targets = policy_targets(vla, table, chosen)
-            parts = torch.arange(len(rows)).tensor_split(config.gradient_accumulation_steps)
+            parts = torch.arange(len(rows)).tensor_split(accumulated)
             weight = targets["action_mask"].sum()  # the loss is a mean over real values
             loss = torch.zeros((), device=accelerator.device)
             for index, part in enumerate(parts):
-                batch = head_batch(encodings, targets, chosen, part, accelerator.device)
+                batch = joined_batch(next(observed), targets, part)
                 last = index == len(parts) - 1
                 with nullcontext() if last else accelerator.no_sync(wrapped):
                     with accelerator.autocast():
@@ -237,23 +269,34 @@ def restore_policy(vla: VLA, config: PolicyConfig, trained: dict[str, Tensor]) -
     vla.model.eval()
 
 
-def head_batch(
-    encodings: Encodings,
-    targets: dict[str, Tensor],
-    starts: NDArray[np.int64],
-    rows: Tensor,
-    device: torch.device,
+def joined_batch(
+    observed: dict[str, Tensor], targets: dict[str, Tensor], rows: Tensor
 ) -> dict[str, Tensor]:
-    """What the action head trains on: tokens, state and chunk of the frames ``starts[rows]``."""
-    batch = encodings.batch(starts[rows.numpy()], device)
-    return batch | {key: value[rows].to(device) for key, value in targets.items()}
+    """What `FlowMatching` trains on: observations, and state and chunk of the same ``rows``.
+
+    Rows whose pictures could not be read have no real value left in their chunk.
+    """
+    device = next(iter(observed.values())).device
+    batch = observed | {key: value[rows].to(device) for key, value in targets.items()}
+    readable = batch.pop("readable", None)
+    if readable is not None:
+        batch["action_mask"] = batch["action_mask"] * readable[:, None, None]
+    return batch
+
+
+def _parts(draws: Iterable[Draw], starts: NDArray[np.int64], parts: int) -> Iterator[Part]:
+    """The forward passes that a process' draws are split into, in their order."""
+    for draw in draws:
+        split = zip(draw.rows.tensor_split(parts), draw.seeds.tensor_split(parts), strict=True)
+        for rows, seeds in split:
+            yield Part(starts[rows.numpy()], seeds)
 
 
 @torch.no_grad()
 def held_out_loss(
     module: nn.Module,
     vla: VLA,
-    encodings: Encodings,
+    inputs: PolicyInputs,
     table: EpisodeTable,
     held_out: NDArray[np.int64],
     config: PolicyConfig,
@@ -271,12 +314,19 @@ def held_out_loss(
     starts = chunk_starts(table, held_out, "all")
     starts = starts[np.linspace(0, len(starts) - 1, min(_METRIC_CHUNKS, len(starts))).astype(int)]
     targets = policy_targets(vla, table, starts)
+    parts = torch.arange(len(starts)).split(_METRIC_PART)
+    wanted = (Part(starts[part.numpy()], None) for part in parts)
     training = vla.model.training
     vla.model.eval()
-    rows = torch.arange(len(starts))
     devices = [vla.device] if vla.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    total = weight = 0.0
+    observed = inputs.stream(wanted, vla.device)
+    with closing(observed), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        loss = module(head_batch(encodings, targets, starts, rows, vla.device))
+        for part in parts:
+            batch = joined_batch(next(observed), targets, part)
+            real = float(batch["action_mask"].sum())
+            total += float(module(batch)) * real
+            weight += real
     vla.model.train(training)
-    return float(loss)
+    return total / weight if weight else float("nan")

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,38 @@ from deas_vla.errors import DeasError
 from deas_vla.files import discard, write_json
 
 RUN_FILE = "run.json"
+OPEN = "auto"  # a setting that is left to the run, or that it has not settled yet
 Identity = Mapping[str, Any]
 _LOCK_SECONDS = 60.0  # how long a run waits for its predecessor to end
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is noted of the present run; for the main process alone.
+
+    Attributes:
+        file: Where.
+        identities: Of its stages.
+    """
+
+    file: Path
+    identities: dict[str, dict[str, Any]]
+
+    def setting(self, stage: str, name: str) -> Any:
+        """A setting of one of this run's stages, as an earlier run has settled it or as it is."""
+        return self.identities.get(stage, {}).get(name)
+
+    def settle(self, stage: str, name: str, value: Any) -> None:
+        """Note what was decided about a setting that was left open."""
+        if stage in self.identities and self.identities[stage].get(name) != value:
+            self.identities[stage][name] = value
+            _note(self.file, _known(self.file), self.identities, finished=False)
 
 
 @contextmanager
 def recorded_run(
     output: Path, identities: Mapping[str, Identity], resume: bool, accelerator: Accelerator
-) -> Iterator[None]:
+) -> Iterator[RunRecord]:
     """Run the stages inside: alone in ``output``, going on or starting over, and noted when done.
 
     A stage goes on from its newest checkpoint, whether it was interrupted or has finished; its
@@ -43,30 +68,41 @@ def recorded_run(
         DeasError: A stage was trained with other settings, or another run is still writing here.
     """
     file = output / "checkpoints" / RUN_FILE
+    record = RunRecord(file, {stage: dict(identity) for stage, identity in identities.items()})
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(_sole_writer(output))
-            for line in _begin(file, identities, resume):
+            for line in _begin(file, record.identities, resume):
                 accelerator.print(line)
         accelerator.wait_for_everyone()
-        yield
+        yield record
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _note(file, _known(file), identities, finished=True)
+            _note(file, _known(file), record.identities, finished=True)
 
 
-def _begin(file: Path, identities: Mapping[str, Identity], resume: bool) -> list[str]:
+def _begin(file: Path, identities: dict[str, dict[str, Any]], resume: bool) -> list[str]:
     """Make the stages' checkpoints what they go on from; what there is to say about it."""
     known, said = _known(file, of_any_version=not resume), []
     if resume:
         for stage, identity in identities.items():
             if stage in known:
+                _settle_open(known[stage]["identity"], identity)
                 said += _compare(file.parent.parent, stage, known[stage], identity)
     for stage in identities:
         if not resume or stage not in known:
             discard(file.parent / stage)
     _note(file, known, identities, finished=False)
     return said
+
+
+def _settle_open(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A setting that one side left open is what the other says, on both sides."""
+    for name in before.keys() & now.keys():
+        if now[name] == OPEN:
+            now[name] = before[name]
+        elif before[name] == OPEN:
+            before[name] = now[name]
 
 
 def _compare(output: Path, stage: str, before: dict[str, Any], now: Identity) -> list[str]:

@@ -19,8 +19,10 @@ from deas_vla.data.episodes import (
     split_episodes,
 )
 from deas_vla.data.joining import join_tables
+from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
+from deas_vla.policies.lora import trains_backbone
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import plain, provenance
 from deas_vla.training.checkpoints import CheckpointConfig
@@ -98,12 +100,7 @@ def retrain(
     accelerator = Accelerator(cpu=device == "cpu")
     data = _gather(bundle, manifest, policy, rollouts, settings, accelerator)
     critic_config = _critic_settings(manifest, settings.critic_steps)
-    policy_config = draccus.decode(PolicyConfig, manifest["config"]["policy"])
-    policy_config = replace(
-        policy_config,
-        episodes="successful",
-        steps=settings.policy_steps or policy_config.steps,
-    )
+    policy_config = _policy_settings(manifest, settings)
 
     shared = {"data": data.table.fingerprint, "seed": settings.seed}
     identities = {"critic": shared | {"critic": str(plain(critic_config))}}
@@ -185,6 +182,21 @@ def _gather(
     whole = join_encodings(encodings, tables, joined)
     chosen, aside = (whole.readable(np.concatenate(rows)) for rows in (train, held_out))
     return RoundData(joined, whole, chosen, aside)
+
+
+def _policy_settings(manifest: dict[str, Any], settings: Retraining) -> PolicyConfig:
+    said = dict(manifest["config"]["policy"])
+    if "lora_parts" in said:  # its name in earlier bundles
+        said["train"] = said.pop("lora_parts")
+    config: PolicyConfig = draccus.decode(PolicyConfig, said)
+    if settings.clone and trains_backbone(config.train):
+        raise DeasError(
+            f"policy.train={config.train} trains the backbone, and cloning here goes by cached "
+            "tokens of one that stays: finetune with recipes/finetune_groot.py "
+            "--policy.episodes=successful on the rollouts"
+        )
+    steps = settings.policy_steps or config.steps
+    return replace(config, episodes="successful", steps=steps, tokens="cached", augment="none")
 
 
 def _critic_settings(manifest: dict[str, Any], steps: int) -> CriticTrainingConfig:

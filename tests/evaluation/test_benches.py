@@ -76,6 +76,17 @@ def test_features_bench(tiny_dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tokens_bench(tiny_dataset: Path, tmp_path: Path) -> None:
+    bench = load_script("eval/bench_tokens.py")
+    flags = [f"--dataset.root={tiny_dataset}", "--dataset.repo_id=test/tiny", "--episodes=2"]
+    flags += ["--batch_size=8", "--updates=1", "--rounds=2", "--workers=[1]"]
+    bench.main(parse(bench.BenchConfig, [*flags, f"--output_dir={tmp_path}"]))
+    rows = rows_of(tmp_path)
+    assert rows.keys() == {(bench.CACHED, 8), ("online, 1 workers", 8)}
+    assert rows["online, 1 workers", 8]["ratio"] < 1  # cached tokens are faster
+
+
+@pytest.mark.slow
 def test_updates_bench(tiny_dataset: Path, tmp_path: Path) -> None:
     bench = load_script("eval/bench_updates.py")
     flags = [f"--dataset.root={tiny_dataset}", "--dataset.repo_id=test/tiny", *TINY]

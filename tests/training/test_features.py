@@ -108,9 +108,13 @@ def test_a_dataset_that_changes_under_the_extraction_is_refused(
         (
             "mean",
             200_000,
-            r"or use --policy.steps=0 \(pooled features alone\), which needs 0.06 MB",
+            r"or use --policy.tokens=online \(pooled features alone\), which needs 0.06 MB",
         ),
-        ("grid", 200_000, "or use --policy.steps=0 --features.pooling.kind=mean, which needs 0.06"),
+        (
+            "grid",
+            200_000,
+            "or use --policy.tokens=online --features.pooling.kind=mean, which needs 0.06",
+        ),
         ("mean", 1_000, "; no setting fits this one"),
     ],
 )

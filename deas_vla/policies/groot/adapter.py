@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
@@ -28,6 +26,7 @@ from deas_vla.policies.groot.checkpoint import (
     valid_horizon,
 )
 from deas_vla.policies.groot.flow import Flow
+from deas_vla.policies.groot.parts import trainable_parts
 from deas_vla.policies.groot.processors import (
     build_processors,
     image_size,
@@ -35,10 +34,14 @@ from deas_vla.policies.groot.processors import (
     quiet,
     reference_state,
 )
-from deas_vla.policies.lora import active_weights, unwrapped
+from deas_vla.policies.groot.recomputing import recomputed
+from deas_vla.policies.groot.training_inputs import (
+    BACKBONE_INPUTS,
+    GrootTrainingInputs,
+    own_augmentation,
+)
+from deas_vla.policies.lora import active_weights, trains, unwrapped
 from deas_vla.policies.vla import Encoding, Tail, VLASpec
-
-_BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
 
 
 class GrootVLA:
@@ -48,11 +51,7 @@ class GrootVLA:
     an adapter is loaded or trained.
     """
 
-    # Where LoRA may go. The flow is computed by the attention and feed-forward layers of the DiT.
-    lora_parts: Mapping[str, str] = {
-        "head": r"action_head\.model\..*\.(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2)",
-        "attention": r"action_head\.model\..*\.(to_q|to_k|to_v|to_out\.0)",
-    }
+    lora_parts: Mapping[str, str]
     # What knows the embodiment is no plain linear layer: PEFT trains and keeps whole copies.
     projectors: tuple[str, ...] = ("state_encoder", "action_encoder", "action_decoder")
 
@@ -69,6 +68,7 @@ class GrootVLA:
         self.postprocessor = postprocessor
         self.flow = Flow()
         self.name_or_path = name_or_path
+        self.lora_parts = trainable_parts(self.groot)
         self._spec = spec
 
     @property
@@ -247,7 +247,23 @@ class GrootVLA:
     @torch.no_grad()
     def encode_inputs(self, inputs: Mapping[str, Any], state: Tensor) -> Encoding:
         """The backbone's half of :meth:`encode`, for preprocessed ``inputs``."""
-        backbone_inputs, _ = self.groot.prepare_input({k: inputs[k] for k in _BACKBONE_INPUTS})
+        return self._encode(inputs, state)
+
+    def training_inputs(self, augmented: bool) -> GrootTrainingInputs:
+        root = checkpoint_directory(self.name_or_path)
+        own = own_augmentation(root, self.preprocessor) if augmented else None
+        return GrootTrainingInputs(self.preprocessor, self.spec.state_dim, self.groot.dtype, own)
+
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> Encoding:
+        """See `VLA`; a frozen part of the backbone stays in evaluation mode."""
+        backbone = self.groot.backbone
+        backbone.tune_llm = trains(backbone.language_model)
+        backbone.tune_visual = trains(backbone.visual)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(backbone)):
+            return self._encode(batch, batch["raw_state"])
+
+    def _encode(self, inputs: Mapping[str, Any], state: Tensor) -> Encoding:
+        backbone_inputs, _ = self.groot.prepare_input({k: inputs[k] for k in BACKBONE_INPUTS})
         output = self.groot.backbone(backbone_inputs)
         return Encoding(
             tokens=output["backbone_features"],
@@ -322,20 +338,8 @@ class GrootVLA:
         action_input["action_mask"] = action_mask.to(device, dtype)
         return self.groot.action_head(backbone_output, action_input)["loss"]
 
-    @contextmanager
-    def gradient_checkpointing(self, enabled: bool) -> Iterator[None]:
-        """Within it the head keeps no activations inside its transformer blocks.
-
-        LeRobot's head carries the flag of that name, but its forward pass does not look at it.
-        """
-        blocks = self.groot.action_head.model.transformer_blocks if enabled else []
-        for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        try:
-            yield
-        finally:
-            for block in blocks:
-                del block.forward  # the class' own again
+    def gradient_checkpointing(self, enabled: bool) -> AbstractContextManager[None]:
+        return recomputed(self.groot) if enabled else nullcontext()
 
     def preprocess_targets(self, state: Tensor, action: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Normalise and pad states and chunks without looking at any picture.

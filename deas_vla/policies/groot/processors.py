@@ -61,13 +61,13 @@ def build_processors(
 
 def image_size(preprocessor: Any) -> tuple[int, int]:
     """(height, width) that every picture is brought to, pixels."""
-    height, width = _encode_step(preprocessor).image_target_size
+    height, width = encode_step(preprocessor).image_target_size
     return int(height), int(width)
 
 
 def processor_settings(preprocessor: Any) -> dict[str, Any]:
     """What the backbone's inputs depend on: everything but where things are."""
-    step = _encode_step(preprocessor)
+    step = encode_step(preprocessor)
     settings = {k: v for k, v in step.get_config().items() if k not in ("model_name", "device")}
     return settings | {
         "image": step.proc.image_processor.to_dict(),
@@ -88,11 +88,11 @@ def _use_local_processor(preprocessor: Any, backbone: str) -> None:
         video_processor=Qwen3VLVideoProcessor.from_pretrained(backbone),
         chat_template=tokenizer.chat_template,
     )
-    step = _encode_step(preprocessor)
+    step = encode_step(preprocessor)
     step.model_name, step._proc = backbone, processor
 
 
-def _encode_step(preprocessor: Any) -> Any:
+def encode_step(preprocessor: Any) -> Any:
     """LeRobot's tokenizing step of a GR00T preprocessor."""
     from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from deas_vla.errors import DeasError
 from deas_vla.policies.remote.client import PolicyClient
 from deas_vla.policies.remote.layout import WireLayout, wire_layout
-from deas_vla.policies.vla import VLA, Encoding, Tail, VLASpec
+from deas_vla.policies.vla import VLA, Encoding, Tail, TrainingInputs, VLASpec
 
 _KEPT = "remote."  # what an encoding carries of the observation itself
 _SEED_SHAPE = (1, 8)  # noise here only seeds the server's
+_UNTRAINED = "a remote policy is not trained here: use --policy.steps=0"
 _LANGUAGE = "annotation.human.task_description"  # of N1.5's and RoboCasa's flat observations
 
 
@@ -115,6 +116,12 @@ class RemoteVLA:
     def encode_inputs(self, inputs: Mapping[str, Any], state: Tensor) -> Encoding:
         return self.backbone.encode_inputs(inputs, state)
 
+    def training_inputs(self, augmented: bool) -> TrainingInputs:
+        raise DeasError(_UNTRAINED)
+
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> Encoding:
+        raise DeasError(_UNTRAINED)
+
     def encoding_from(self, batch: Mapping[str, Tensor]) -> Encoding:
         return self.backbone.encoding_from(batch)
 
@@ -155,7 +162,7 @@ class RemoteVLA:
         return self.backbone.preprocess_targets(state, action, valid)
 
     def flow_matching_loss(self, encoding: Encoding, action: Tensor, action_mask: Tensor) -> Tensor:
-        raise DeasError("a remote policy is not trained here: use --policy.steps=0")
+        raise DeasError(_UNTRAINED)
 
     def gradient_checkpointing(self, enabled: bool) -> AbstractContextManager[None]:
         return nullcontext()
