@@ -25,7 +25,7 @@ from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.backbones import BackboneSource
 from deas_vla.evaluation.results.pages import html_picture
 from deas_vla.evaluation.timing import Arm, interleave, timing_row, write_timings
-from deas_vla.guidance.guided import pool_encoding
+from deas_vla.guidance.features import pool_encoding
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FeaturesConfig

@@ -143,6 +143,8 @@ class FeaturesConfig:
     Attributes:
         pooling: How tokens become the critic's feature.
         batch_size: Frames per forward pass.
+        workers: Processes that decode and preprocess ahead of the backbone; when left out 0 on a
+            CPU, else as many as cores allow, up to 8.
         cache: Directory of the cache; ``<output_dir>/cache`` when left out.
         skip_unreadable: Leave out episodes whose videos cannot be decoded, instead of ending; they
             are counted and listed.
@@ -150,6 +152,7 @@ class FeaturesConfig:
 
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     batch_size: int = 64
+    workers: int | None = None
     cache: str | None = None
     skip_unreadable: bool = False
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from deas_vla.policies.groot.flow import Flow
 from deas_vla.policies.groot.processors import (
     build_processors,
     image_size,
+    on_host,
     processor_settings,
     quiet,
     reference_state,
@@ -83,6 +84,10 @@ class GrootVLA:
     @property
     def device(self) -> torch.device:
         return self.groot.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.groot.dtype
 
     @classmethod
     def from_pretrained(
@@ -239,6 +244,18 @@ class GrootVLA:
     def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """LeRobot's preprocessor: pictures, language, state and, if there, ``action`` (B, H, A)."""
         return self.preprocessor(dict(batch))
+
+    def host_preprocessor(self) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+        own, dtype = on_host(self.preprocessor), self.dtype
+        if own is None:
+            return None
+
+        def preprocess(batch: Mapping[str, Any]) -> dict[str, Any]:
+            inputs = own(dict(batch))
+            # As the backbone takes them anyway; half as much to hand over.
+            return inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
+
+        return preprocess
 
     @torch.no_grad()
     def encode(self, observation: Mapping[str, Any]) -> Encoding:

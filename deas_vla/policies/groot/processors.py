@@ -1,5 +1,6 @@
 """LeRobot's GR00T processors: built from a checkpoint, offline, and looked into."""
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +74,21 @@ def processor_settings(preprocessor: Any) -> dict[str, Any]:
         "image": step.proc.image_processor.to_dict(),
         "chat": step.proc.chat_template,
     }
+
+
+def on_host(preprocessor: Any) -> Any | None:
+    """A copy that works on the CPU alone; None where the accelerator resizes the pictures."""
+    from lerobot.processor import DeviceProcessorStep
+
+    where = _encode_step(preprocessor)._target_device()
+    if where is not None and where.type != "cpu":
+        return None
+    own = copy.deepcopy(preprocessor)
+    _encode_step(own).device = "cpu"
+    for at, step in enumerate(own.steps):
+        if isinstance(step, DeviceProcessorStep):
+            own.steps[at] = DeviceProcessorStep(device="cpu")
+    return own
 
 
 def _use_local_processor(preprocessor: Any, backbone: str) -> None:
