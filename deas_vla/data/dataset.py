@@ -15,7 +15,6 @@ from deas_vla.data.tails import TailConfig, Tails
 from deas_vla.data.transitions import ChunkTransitions, gather_chunks, steps_until_limit
 from deas_vla.errors import DeasError
 
-
 _BLOCK_BYTES = 2**26  # of an array on its way to the device
 
 
@@ -225,5 +224,3 @@ def bootstrap_episodes(
         drawn = generator.choice(episodes, size=len(episodes))
         weights[member] = np.bincount(drawn, minlength=count)
     return weights
-
-

@@ -339,7 +339,7 @@ def fingerprint_key(fingerprint: Fingerprint) -> str:
 
 
 def joining_bytes(total: int, shard: int) -> int:
-    """What lies on the disk twice while ``total`` bytes in shards of at most ``shard`` are joined."""
+    """What of ``total`` bytes lies on the disk twice while shards of up to ``shard`` are joined."""
     return min(total, JOIN_BYTES + shard)
 
 

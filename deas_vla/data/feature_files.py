@@ -62,7 +62,7 @@ class ShardWriter:
         self._file.write(stored.data)
 
     def finish(self) -> str:
-        """Ends the file; returns its rows' SHA-256. DeasError where rows are lacking or too many."""
+        """Ends the file; returns its rows' SHA-256. DeasError where rows lack or are too many."""
         if self._rows != self._shape[0]:
             raise self._misshapen((self._rows, self._shape[1]))
         self._file.close()

@@ -81,7 +81,8 @@ class PolicyConfig:
         path: Base checkpoint: local directory or Hub id of a raw GR00T N1.7 checkpoint.
         family: Adapter that loads it; ``remote`` takes chunks from ``server`` beside its backbone.
         embodiment: Embodiment tag; ``new_embodiment`` takes statistics from the dataset.
-        dtype: Of the frozen weights.
+        dtype: Of the frozen weights: float32, bfloat16 or float16; ``auto`` is bfloat16 on a GPU
+            and float32 elsewhere. The critic is float32 everywhere.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
         episodes: Behaviour cloning on ``all`` or only on ``successful`` episodes.
         lora_parts: Where adapters go: ``head`` (the flow's transformer), ``attention`` (of it only
@@ -104,7 +105,7 @@ class PolicyConfig:
     path: str = "nvidia/GR00T-N1.7-3B"
     family: str = "groot"
     embodiment: str = "new_embodiment"
-    dtype: str = "float32"
+    dtype: str = "auto"
     denoising_steps: int | None = None
     episodes: str = "all"
     lora_parts: list[str] = field(default_factory=lambda: ["head"])

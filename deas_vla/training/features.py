@@ -101,7 +101,7 @@ def _prepare(
     if keep_tokens:
         dims["tokens"] = token_mask.shape[1] * vla.spec.token_dim
     with accelerator.main_process_first():
-        keys = {name: cache_key(vla, table, config, name) for name in dims}
+        keys = cache_keys(vla, table, config)
         caches = {
             name: FeatureCache(
                 directory / f"{name}-{fingerprint_key(keys[name])[:12]}",
@@ -336,18 +336,16 @@ def _masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     return encoding.attention_mask.cpu(), encoding.image_mask.cpu()
 
 
-def cache_key(vla: VLA, table: EpisodeTable, config: FeaturesConfig, name: str) -> Fingerprint:
-    """Everything that the cached numbers depend on."""
-    key: dict[str, Any] = {
+def cache_keys(vla: VLA, table: EpisodeTable, config: FeaturesConfig) -> dict[str, Fingerprint]:
+    """Everything that the cached numbers depend on, of ``pooled`` and of ``tokens``."""
+    shared: dict[str, Any] = {
         "backbone": vla.backbone_fingerprint(),
         "cameras": ",".join(vla.spec.image_keys),
         "dataset": table.fingerprint,
     }
-    if name == "pooled":
-        key |= {f"pooling.{field}": value for field, value in asdict(config.pooling).items()}
-    elif token_type(vla) != "float16":
-        key["dtype"] = token_type(vla)
-    return key
+    pooling = {f"pooling.{field}": value for field, value in asdict(config.pooling).items()}
+    half = {} if token_type(vla) == "float16" else {"dtype": token_type(vla)}
+    return {"pooled": shared | pooling, "tokens": shared | half}
 
 
 def dataset_statistics(

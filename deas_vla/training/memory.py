@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
 
@@ -48,3 +49,27 @@ def told_workers(flag: str, workers: int) -> Iterator[None]:
             f"is full; use --{flag}={workers // 2} or a smaller batch, and give the command again; "
             "what is finished is kept"
         ) from error
+
+
+def saved_bytes(module: nn.Module, batch: dict[str, Tensor]) -> int:
+    """What autograd keeps of a forward pass besides parameters: each storage once.
+
+    Args:
+        module: Whose output of ``batch`` is a loss.
+        batch: On any device; on torch's meta device nothing is computed and it is counted all the
+            same.
+    """
+    parameters = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = module(batch)
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del loss
+    return total

@@ -1,6 +1,7 @@
 """Frames on their way to the backbone: decoded and preprocessed ahead, in worker processes."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,7 @@ def encoded_episodes(
         collate_fn=_as_it_is,
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=_AHEAD if workers else None,
+        worker_init_fn=_alone,
         generator=torch.Generator(),  # the run's own random stream stays where it is
     )
     with told_workers("features.workers", workers):
@@ -167,7 +169,15 @@ def worker_count(asked: int | None, accelerator: Accelerator) -> int:
     if accelerator.device.type == "cpu":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_WORKERS, max(1, (cores or 1) // accelerator.num_processes - 1))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return min(_MOST_WORKERS, max(1, (cores or 1) // beside - 1))
+
+
+def _alone(_: int) -> None:
+    """Libraries keep to the worker's one thread: their parent's did not come along."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)
 
 
 def _as_it_is(piece: Piece) -> Piece:

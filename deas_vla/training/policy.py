@@ -21,6 +21,7 @@ from deas_vla.training.divergence import LossWatch
 from deas_vla.training.encodings import Encodings
 from deas_vla.training.loop import warmup_cosine
 from deas_vla.training.memory import told_memory
+from deas_vla.training.precision import mixed, to_float32
 from deas_vla.training.run import Run
 
 _LOG_EVERY = 50  # updates
@@ -36,9 +37,10 @@ class FlowMatching(nn.Module):
         self._vla = vla
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self._vla.flow_matching_loss(
-            self._vla.encoding_from(batch), batch["action"], batch["action_mask"]
-        )
+        with mixed(self._vla.device, self._vla.dtype):
+            return self._vla.flow_matching_loss(
+                self._vla.encoding_from(batch), batch["action"], batch["action_mask"]
+            )
 
 
 def chunk_starts(table: EpisodeTable, episodes: NDArray[np.int64], which: str) -> NDArray[np.int64]:
@@ -140,6 +142,7 @@ def finetune_policy(
         torch.manual_seed(run.seed)
         add_lora(vla, config)
     module: Any = FlowMatching(vla)
+    restore_types = to_float32(module)
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimizer: Any = torch.optim.AdamW(
         trainable.values(), lr=config.lr, weight_decay=config.weight_decay
@@ -213,6 +216,8 @@ def finetune_policy(
     if accelerator.distributed_type == DistributedType.FSDP:
         state = accelerator.get_state_dict(wrapped)  # together; empty but on the main process
         whole = {name: tensor for name, tensor in state.items() if name in trainable}
+    else:
+        restore_types()
     checkpoints.finish()
     return whole
 

@@ -101,8 +101,7 @@ def test_the_robot_sees_the_features_that_the_critic_was_trained_on(
     table = load_episodes("test/tiny", tiny_dataset, [1])
     _, images = next(iter_episode_frames(tiny_dataset, table, CAMERAS))
     batch: dict[str, Any] = {
-        key: torch.from_numpy(pictures[:12]).permute(0, 3, 1, 2)
-        for key, pictures in images.items()
+        key: torch.from_numpy(pictures[:12]).permute(0, 3, 1, 2) for key, pictures in images.items()
     }
     batch["observation.state"] = torch.from_numpy(table.state[:12])
     batch["task"] = [table.task(0)] * 12
