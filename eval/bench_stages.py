@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.data.episodes import EpisodeTable, load_episodes, split_episodes
@@ -56,6 +57,7 @@ class BenchConfig:
         frames: Of the datasets.
         episode: Frames of an episode.
         long_episodes: Lengths of an episode whose tokens are written too; 0.92 MB a frame.
+        stages: Which to measure, of ``check and read``, ``features``, ``policy`` and ``critic``.
         steps: Updates of policy and critic.
         pooled_tokens: Tokens L of a frame where all are pooled and none is kept.
         recipe: Batch sizes and networks.
@@ -66,6 +68,7 @@ class BenchConfig:
     frames: list[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000])
     episode: int = 500
     long_episodes: list[int] = field(default_factory=lambda: [500, 5_000])
+    stages: list[str] = field(default_factory=lambda: [READ, FEATURES, POLICY, CRITIC])
     steps: int = 10
     pooled_tokens: int = 4
     recipe: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -79,6 +82,9 @@ class BenchConfig:
             raise DeasError(
                 f"frames {self.frames}: use {self.episode} (an episode) or more of each"
             )
+        for stage in self.stages:
+            if stage not in (READ, FEATURES, POLICY, CRITIC):
+                raise DeasError(f"stage '{stage}' is unknown: see --help")
         self.recipe.policy.steps = self.recipe.critic.steps = self.steps
 
 
@@ -91,6 +97,8 @@ def main(config: BenchConfig) -> None:
     rows: list[dict[str, Any]] = []
 
     def measure(what: str, frames: int, stage: Callable[[], object]) -> None:
+        if what not in (*config.stages, LONG):
+            return
         rows.append({"what": what, "size": frames} | in_own_process(stage))
         print("  ".join(f"{value:.3f}" if isinstance(value, float) else str(value)
                         for value in rows[-1].values()), flush=True)  # fmt: skip
@@ -165,12 +173,21 @@ def features(
 def mapped(
     few: StandIn, vla: StandIn, table: EpisodeTable, config: BenchConfig, cache: Path
 ) -> Encodings:
-    """The features that were extracted, and a sparse file for the tokens."""
-    pooled = features(few, table, config, cache).pooled
-    place, shape = cache / "tokens.npy", (table.num_frames, TOKENS * WIDTH)
-    RowFile(place, shape, np.dtype(np.float16)).sync()
+    """The features where they were extracted, and sparse files for the rest."""
+    cache.mkdir(exist_ok=True)
+    tokens = sparse(cache / "tokens.npy", table.num_frames, TOKENS * WIDTH)
+    if FEATURES in config.stages:
+        pooled = features(few, table, config, cache).pooled
+    else:
+        pooled = sparse(cache / "pooled.npy", table.num_frames, WIDTH)
     mask = torch.ones(1, TOKENS, dtype=torch.bool)
-    return Encodings(pooled, np.load(place, mmap_mode="r"), mask, mask, table.task_index)
+    return Encodings(pooled, tokens, mask, mask, table.task_index)
+
+
+def sparse(path: Path, rows: int, width: int) -> NDArray[np.float16]:
+    with RowFile(path, (rows, width), np.dtype(np.float16)) as file:
+        file.sync()
+    return np.load(path, mmap_mode="r")
 
 
 def policy(vla: StandIn, table: EpisodeTable, encodings: Encodings, config: BenchConfig) -> None:

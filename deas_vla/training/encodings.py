@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Encodings:
     """
 
     pooled: NDArray[np.float16]
-    tokens: NDArray[np.float16] | NDArray[np.uint16] | None
+    tokens: NDArray[Any] | None
     token_mask: Tensor
     image_mask: Tensor
     task_index: NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ def encoded_episodes(
     episodes: Sequence[int],
     config: FeaturesConfig,
     accelerator: Accelerator,
-) -> Iterator[tuple[Piece, Encoding | None]]:
+) -> Generator[tuple[Piece, Encoding | None]]:
     """What the backbone makes of episodes, in pieces of ``config.batch_size`` frames.
 
     Worker processes are ahead of it; pieces of different episodes then alternate, those of one come
@@ -180,5 +180,5 @@ def _alone(_: int) -> None:
         sys.modules["cv2"].setNumThreads(0)
 
 
-def _as_it_is(piece: Piece) -> Piece:
+def _as_it_is(piece: Any) -> Any:
     return piece

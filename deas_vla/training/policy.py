@@ -60,7 +60,7 @@ def chunk_starts(table: EpisodeTable, episodes: NDArray[np.int64], which: str) -
             f"policy.episodes={which} leaves no episode of dataset {table.root}: "
             "record successful ones or use --policy.episodes=all"
         )
-    return np.concatenate([np.arange(table.num_frames)[table.frames(int(row))] for row in chosen])
+    return table.frames_of(chosen)
 
 
 def policy_targets(vla: VLA, table: EpisodeTable, starts: NDArray[np.int64]) -> dict[str, Tensor]:

@@ -246,16 +246,7 @@ class GrootVLA:
         return self.preprocessor(dict(batch))
 
     def host_preprocessor(self) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
-        own, dtype = on_host(self.preprocessor), self.dtype
-        if own is None:
-            return None
-
-        def preprocess(batch: Mapping[str, Any]) -> dict[str, Any]:
-            inputs = own(dict(batch))
-            # As the backbone takes them anyway; half as much to hand over.
-            return inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
-
-        return preprocess
+        return on_host(self.preprocessor, self.dtype)
 
     @torch.no_grad()
     def encode(self, observation: Mapping[str, Any]) -> Encoding:

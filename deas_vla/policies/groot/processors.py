@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,13 @@ def processor_settings(preprocessor: Any) -> dict[str, Any]:
     }
 
 
-def on_host(preprocessor: Any) -> Any | None:
-    """A copy that works on the CPU alone; None where the accelerator resizes the pictures."""
+def on_host(
+    preprocessor: Any, dtype: torch.dtype
+) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+    """What a preprocessor does, on the CPU alone; None where the accelerator resizes the pictures.
+
+    Pixels come in the network's ``dtype``, as the backbone takes them: less to hand over.
+    """
     from lerobot.processor import DeviceProcessorStep
 
     where = _encode_step(preprocessor)._target_device()
@@ -88,7 +93,12 @@ def on_host(preprocessor: Any) -> Any | None:
     for at, step in enumerate(own.steps):
         if isinstance(step, DeviceProcessorStep):
             own.steps[at] = DeviceProcessorStep(device="cpu")
-    return own
+
+    def preprocess(batch: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = own(dict(batch))
+        return inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
+
+    return preprocess
 
 
 def _use_local_processor(preprocessor: Any, backbone: str) -> None:
