@@ -2,13 +2,14 @@
 
 python eval/bench_features.py --output_dir outputs/bench_features
 
-Two comparisons in one run: decoding alone, and the whole stage (decoding, the frozen backbone,
-pooling, the cache) against a stage that differs from it in the decoding only. Pictures of both must
-be equal to the last bit, and pooled features equal in float16.
+Three comparisons in one run: decoding alone; the whole stage (decoding, the frozen backbone,
+pooling, the cache) against a stage that differs from it in the decoding only; and the stage with
+worker processes, which decode and preprocess while the backbone runs, against the one without.
+Pictures of all must be equal to the last bit, and pooled features equal in float16.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.backbones import BackboneSource
 from deas_vla.evaluation.results.pages import html_picture
 from deas_vla.evaluation.timing import Arm, interleave, timing_row, write_timings
-from deas_vla.guidance.guided import pool_encoding
+from deas_vla.guidance.features import pool_encoding
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FeaturesConfig
@@ -33,6 +34,7 @@ from deas_vla.training.features import dataset_statistics, extract_features
 
 SEQUENTIAL, INDEXED = "sequential decode", "LeRobotDataset, frame by frame"
 STAGE, INDEXED_STAGE = "features stage", "the same stage on LeRobotDataset"
+AHEAD = "features stage, workers ahead"
 
 
 @dataclass
@@ -55,6 +57,7 @@ class BenchConfig:
     Attributes:
         episodes: Per round; each round takes the next ones.
         rounds: Timed rounds, after one to warm up.
+        workers: Processes that read ahead, in the way that has some.
         output_dir: Where results go.
     """
 
@@ -63,6 +66,7 @@ class BenchConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     episodes: int = 10
     rounds: int = 5
+    workers: int = 1
     output_dir: Path = Path("outputs/bench_features")
 
 
@@ -95,6 +99,7 @@ def main(config: BenchConfig) -> None:
             SEQUENTIAL: Arm(frames.decode, count),
             INDEXED: Arm(frames.index, count),
             STAGE: Arm(frames.stage, count),
+            AHEAD: Arm(frames.stage_ahead, count),
             INDEXED_STAGE: Arm(frames.indexed_stage, count),
         },
         config.rounds,
@@ -107,6 +112,7 @@ def main(config: BenchConfig) -> None:
         timing_row(INDEXED, size, seconds[INDEXED]),
         timing_row(STAGE, size, seconds[STAGE], INDEXED_STAGE, seconds[INDEXED_STAGE]),
         timing_row(STAGE, size, seconds[STAGE], INDEXED, seconds[INDEXED]),
+        timing_row(AHEAD, size, seconds[AHEAD], STAGE, seconds[STAGE]),
         timing_row(INDEXED_STAGE, size, seconds[INDEXED_STAGE]),
     ]
     draw(rows, output / "frames_per_second.png")
@@ -171,16 +177,22 @@ class Frames:
         }
 
     def stage(self, turn: int) -> None:
+        self.pooled[STAGE] = self.extracted(turn, 0)
+
+    def stage_ahead(self, turn: int) -> None:
+        self.pooled[AHEAD] = self.extracted(turn, self.config.workers)
+
+    def extracted(self, turn: int, workers: int) -> NDArray[np.float16]:
         with TemporaryDirectory() as folder:
             encodings = extract_features(
                 self.vla,
                 self.tables[turn],
-                self.config.features,
+                replace(self.config.features, workers=workers),
                 Path(folder),
                 self.accelerator,
                 keep_tokens=False,
             )
-            self.pooled[STAGE] = np.array(encodings.pooled)
+            return np.array(encodings.pooled)
 
     def indexed_stage(self, turn: int) -> None:
         items, size = self.items(turn), self.config.features.batch_size
@@ -201,6 +213,8 @@ class Frames:
         for key, pictures in self.sequential.items():
             if not np.array_equal(pictures, self.indexed[key]):
                 raise DeasError(f"camera {key}: the two ways decoded different pictures")
+        if not np.array_equal(self.pooled[STAGE], self.pooled[AHEAD]):
+            raise DeasError("worker processes made other features of the same pictures")
         one, other = (self.pooled[way].astype(np.float32) for way in (STAGE, INDEXED_STAGE))
         if not np.allclose(one, other, rtol=1e-2, atol=1e-2 * float(np.abs(one).max())):
             raise DeasError("the two ways made different features of the same pictures")
@@ -214,7 +228,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     rates = {row["what"]: 1e3 / row["median_ms"] for row in rows}
     figure, axes = pyplot.subplots(figsize=(6.4, 2.6), layout="constrained")
-    bars = axes.barh(list(rates), list(rates.values()), color=["C0", "C1", "C0", "C1"])
+    bars = axes.barh(list(rates), list(rates.values()), color=["C0", "C1", "C0", "C0", "C1"])
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.15)

@@ -36,7 +36,12 @@ CACHED = "cached tokens"
 
 @dataclass
 class SourceConfig:
-    """A LeRobotDataset v3."""
+    """A LeRobotDataset v3.
+
+    Attributes:
+        repo_id: ``user/name``.
+        root: Its directory.
+    """
 
     repo_id: str = "deas_vla/lift_demos"
     root: str | None = "deas_vla/assets/lift_demos"

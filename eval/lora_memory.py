@@ -24,6 +24,7 @@ from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLASpec
 from deas_vla.provenance import run_record
 from deas_vla.training.config import PolicyConfig
+from deas_vla.training.memory import saved_bytes
 from deas_vla.training.policy import FlowMatching, add_lora
 
 BYTES_PER_TRAINED = 16  # float32 weight and gradient, two float32 moments of AdamW
@@ -132,24 +133,6 @@ def head_inputs(settings: Any, config: MemoryConfig, batch: int) -> dict[str, Te
         "action": torch.empty(chunk, **meta),
         "action_mask": torch.empty(chunk, **meta),
     }
-
-
-def saved_bytes(module: nn.Module, batch: dict[str, Tensor]) -> int:
-    """What autograd keeps of a forward pass besides parameters: each storage once."""
-    parameters = {p.untyped_storage()._cdata for p in module.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = module(batch)
-    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del loss
-    return total
 
 
 def size(module: nn.Module) -> int:

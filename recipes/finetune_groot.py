@@ -23,7 +23,7 @@ from deas_vla.data.episodes import EpisodeTable, episode_digests, split_episodes
 from deas_vla.data.layout import open_dataset
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig
 from deas_vla.guidance.guided import ValueGuidedPolicy
-from deas_vla.policies.config import load_vla
+from deas_vla.policies.config import dtype_on, load_vla
 from deas_vla.provenance import run_record
 from deas_vla.training.candidates import candidates_by_frame
 from deas_vla.training.config import FinetuneConfig
@@ -47,6 +47,7 @@ def main(config: FinetuneConfig) -> None:
     table = load_dataset(config.dataset)
     output = make_output_dir(config.output_dir)
     accelerator = make_accelerator(config)
+    config.policy.dtype = dtype_on(config.policy.dtype, str(accelerator.device))
     stages = identities(config, table)
     with (
         Preemption(accelerator) as preemption,

@@ -103,8 +103,13 @@ class Critic(nn.Module, ABC):
     def forward(
         self, batch: ChunkBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Metrics]:
-        """`loss`, under the name that DistributedDataParallel and accelerate wrap."""
-        return self.loss(batch, generator)
+        """`loss`, under the name that DistributedDataParallel and accelerate wrap.
+
+        In float32 whatever they wrap it in: values are trained as they are scored, and autocast,
+        which a large policy trains under, would round returns to three digits.
+        """
+        with torch.autocast(batch.state.device.type, enabled=False):
+            return self.loss(batch, generator)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimizer trains: everything but the targets."""

@@ -1,6 +1,5 @@
 """Critic batches: chunk transitions over cached features, drawn by index on the training device."""
 
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.tails import TailConfig, Tails
 from deas_vla.data.transitions import ChunkTransitions, gather_chunks, steps_until_limit
 from deas_vla.errors import DeasError
+
+_BLOCK_BYTES = 2**26  # of an array on its way to the device
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Draw:
 class TransitionDataset:
     """`M` chunk transitions as index arithmetic over per-frame arrays.
 
-    States, actions and transition indices live on `device`, and so do the features if they fit;
-    otherwise features stay memory-mapped and only a batch's rows travel. Nothing is copied per
+    States, actions and transition indices live on `device`, and so do the features of a GPU if they
+    fit; otherwise features stay memory-mapped and only a batch's rows travel. Of a CPU they stay
+    mapped where they are: their pages are the host's memory already. Nothing is copied per
     transition, and there are no worker processes: a batch is a few index operations. Steps after a
     chunk's last executed one are drawn from `Tails`.
 
@@ -83,8 +85,7 @@ class TransitionDataset:
             )
         self.device = torch.device(device)
         self.horizon = horizon
-        fits = features.nbytes <= _free_bytes(self.device) // 2
-        self.resident = fits if resident is None else resident
+        self.resident = self._fits(features) if resident is None else resident
         self._mapped = features
         self._features = self._tensor(features) if self.resident else None
         self._state = self._tensor(table.state)
@@ -183,8 +184,22 @@ class TransitionDataset:
             rows = rows.pin_memory()
         return rows.to(self.device, non_blocking=True).float()
 
+    def _fits(self, features: NDArray[np.float16]) -> bool:
+        if self.device.type != "cuda":
+            return type(features) is np.ndarray  # in memory, and no map of a file
+        return features.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 2
+
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.array(values)).to(self.device)  # a copy: maps are read-only
+        """An array on the device: the same memory where it may be, else copied block by block."""
+        if self.device.type == "cpu" and type(values) is np.ndarray and values.flags.writeable:
+            return torch.from_numpy(values)
+        dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
+        found = torch.empty(values.shape, dtype=dtype, device=self.device)
+        rows = max(1, _BLOCK_BYTES * len(values) // max(1, values.nbytes))
+        for at in range(0, len(values), rows):
+            block = np.array(values[at : at + rows])  # a copy of it: maps are read-only
+            found[at : at + rows] = torch.from_numpy(block)
+        return found
 
 
 def bootstrap_episodes(
@@ -209,9 +224,3 @@ def bootstrap_episodes(
         drawn = generator.choice(episodes, size=len(episodes))
         weights[member] = np.bincount(drawn, minlength=count)
     return weights
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,16 +1,17 @@
 """The frozen feature of every frame, computed once and memory-mapped from then on.
 
 On disk: `index.json` (fingerprint, layout, checksums), one `episode-*.npy` with its `.json` record
-for each finished episode, and in the end `features.npy`, which replaces them. Everything is written
-beside and renamed, so a run killed at any moment leaves finished episodes and nothing half-written
-under a name that is read. A file is hashed when it is written; from then on its size and time tell
-whether it is that one, and only one that was touched is hashed again.
+for each finished episode, and in the end `features.npy`, which takes them in one after the other
+and needs no room beside them. A shard is written beside and renamed, and removed only once its rows
+are safe in the joined file, which counts as whole when the index says so: a run killed at any
+moment loses no finished episode. A file is hashed while it is written; from then on its size and
+time tell whether it is that one, and only one that was touched is hashed again.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deas_vla.data.feature_files import (
+    JOIN_BYTES,
+    RowFile,
+    ShardWriter,
+    checksum,
+    read_array,
+    read_json,
+    staged,
+    stamp,
+    write_json,
+)
 from deas_vla.errors import DeasError
-from deas_vla.files import written_beside
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
-_DTYPE = np.float16
+# How numbers lie on the disk; numpy knows no bfloat16, so that its bits are kept.
+_STORED = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
 _OF_BEFORE = {"dtype": "float16"}  # what caches of before it was recorded hold
 
 
@@ -37,6 +49,7 @@ class FeatureCache:
             dataset content), by name.
         episode_lengths: (E,) frames of each episode.
         feature_dim: `F`.
+        dtype: `float16`, or `bfloat16`, whose bits are handed in and out as uint16.
 
     Raises:
         DeasError: the directory holds features of another fingerprint, or cannot be written.
@@ -48,8 +61,10 @@ class FeatureCache:
         fingerprint: Fingerprint,
         episode_lengths: Sequence[int] | NDArray[np.integer],
         feature_dim: int,
+        dtype: str = "float16",
     ) -> None:
         self.directory = Path(directory)
+        self._dtype = _STORED[dtype]
         self._lengths = np.asarray(episode_lengths, dtype=np.int64)
         self._end = np.cumsum(self._lengths)
         self._dim = feature_dim
@@ -57,7 +72,7 @@ class FeatureCache:
             "num_episodes": len(self._lengths),
             "num_frames": self.num_frames,
             "feature_dim": feature_dim,
-            "dtype": np.dtype(_DTYPE).name,
+            "dtype": dtype,
         }
         index = self._read_index()
         if index is None:
@@ -83,7 +98,8 @@ class FeatureCache:
     def required_bytes(self, missing: Sequence[int] | None = None) -> int:
         """Disk space that the rest of the work needs at its peak.
 
-        `features.npy` is written while the shards still exist, so that nothing is ever lost.
+        Shards are removed as they are joined, so that no more than `JOIN_BYTES` and a shard lie
+        there twice.
 
         Args:
             missing: what `missing_episodes` said, where it was asked already.
@@ -91,14 +107,16 @@ class FeatureCache:
         missing = self.missing_episodes() if missing is None else missing
         if not missing and self._is_assembled():
             return 0
-        frames = int(self._lengths[list(missing)].sum()) + self.num_frames
-        return frames * self._dim * np.dtype(_DTYPE).itemsize
+        row = self._dim * self._dtype.itemsize
+        twice = joining_bytes(self.num_frames * row, int(self._lengths.max(initial=0)) * row)
+        return int(self._lengths[list(missing)].sum()) * row + twice
 
     def disk_space(self, missing: Sequence[int] | None = None) -> str:
         """One line for the log: frames, bytes per frame, need, and what is free."""
         need, free = self.required_bytes(missing), shutil.disk_usage(self.directory).free
+        dtype = self._fingerprint["dtype"]
         return (
-            f"{self.num_frames} frames x {self._dim} float16 ({2 * self._dim} bytes a frame): "
+            f"{self.num_frames} frames x {self._dim} {dtype} ({2 * self._dim} bytes a frame): "
             f"{size(need)} needed at {self.directory}, {size(free)} free"
         )
 
@@ -118,7 +136,7 @@ class FeatureCache:
         """Episodes whose features stand for nothing, and why."""
         found = {int(k): v for k, v in (self._read_index() or {}).get("unreadable", {}).items()}
         for path in self.directory.glob("episode-*.json"):
-            record = _read_json(path) or {}
+            record = read_json(path) or {}
             if record.get("key") == self.key:
                 episode = int(path.stem.removeprefix("episode-"))
                 found.pop(episode, None)
@@ -133,43 +151,44 @@ class FeatureCache:
             episode: 0..E-1.
             reason: why, for whoever asks later.
         """
-        shape = (int(self._lengths[episode]), self._dim)
-        self.write(episode, np.zeros(shape, _DTYPE), unreadable=reason)
+        zeros = np.zeros((1, self._dim), self._dtype)
+        with self.writing(episode, unreadable=reason) as write:
+            for _ in range(int(self._lengths[episode])):
+                write(zeros)
 
-    def write(
-        self, episode: int, features: NDArray[np.floating], unreadable: str | None = None
-    ) -> None:
-        """Stores one episode.
+    def write(self, episode: int, features: NDArray[Any]) -> None:
+        """Stores one episode, (T_episode, F); raises as `writing`."""
+        with self.writing(episode) as write:
+            write(features)
+
+    @contextmanager
+    def writing(
+        self, episode: int, unreadable: str | None = None
+    ) -> Iterator[Callable[[NDArray[Any]], None]]:
+        """Stores one episode row by row, or as many rows at a time as there are.
+
+        Nothing of it is seen before the block ends, and nothing at all if it ends with an error.
 
         Args:
             episode: 0..E-1.
-            features: (T_episode, F), stored as float16.
             unreadable: why there was nothing to compute them from, if so; they stand for nothing.
 
+        Yields:
+            a function of the next rows, (n, F), stored as float16, or as the bits of bfloat16.
+
         Raises:
-            DeasError: a wrong shape, values that are not finite in float16, or a full disk.
+            DeasError: a wrong shape, values that are not finite in the cache's type, or a full
+                disk.
         """
-        expected = (int(self._lengths[episode]), self._dim)
-        if features.shape != expected:
-            raise DeasError(
-                f"features of episode {episode} have shape {features.shape}, expected {expected}: "
-                "write one row per frame"
-            )
-        with np.errstate(over="ignore"):  # overflow is what the next check is about
-            shard = np.ascontiguousarray(features, dtype=_DTYPE)
-        if not np.isfinite(shard).all():
-            frame = int(np.argwhere(~np.isfinite(shard))[0, 0])
-            raise DeasError(
-                f"feature of episode {episode} frame {frame} is not finite in float16: "
-                "check the backbone's weights and precision"
-            )
-        path = self._shard_path(episode)
-        with _staged(path) as temporary:
-            np.save(temporary, shard, allow_pickle=False)
-        record = {"key": self.key, "sha256": _checksum(shard), "stamp": _stamp(path)}
+        path, shape = self._shard_path(episode), (int(self._lengths[episode]), self._dim)
+        told = f"episode {episode}"
+        with staged(path) as temporary, ShardWriter(temporary, shape, self._dtype, told) as shard:
+            yield shard.write
+            hashed = shard.finish()
+        record = {"key": self.key, "sha256": hashed, "stamp": stamp(path)}
         if unreadable is not None:
             record["unreadable"] = unreadable
-        _write_json(self._record_path(episode), record)
+        write_json(self._record_path(episode), record)
 
     def assemble(self) -> NDArray[np.float16]:
         """Joins all episodes into one file, removes the shards, and maps it.
@@ -182,7 +201,7 @@ class FeatureCache:
         Raises:
             DeasError: episodes are missing, or the disk is full.
         """
-        if not self._is_assembled() or any(self.directory.glob("episode-*.npy")):
+        if not self._is_assembled():
             missing = self.missing_episodes()
             if missing:
                 raise DeasError(
@@ -190,6 +209,8 @@ class FeatureCache:
                     f"episodes (first: {missing[0]}): run the features stage again"
                 )
             self._join_shards()
+        for path in self.directory.glob("episode-*"):  # whose rows are in the file
+            path.unlink()
         return self.load()
 
     def load(self) -> NDArray[np.float16]:
@@ -223,62 +244,73 @@ class FeatureCache:
 
     def _shard_checksum(self, episode: int) -> str | None:
         """Of a finished episode's file; None where it is missing, torn or altered."""
-        record = _read_json(self._record_path(episode))
-        if record is None or record["key"] != self.key:
+        known, path = self._recorded(episode), self._shard_path(episode)
+        if known is None or not path.is_file():
             return None
-        known, path = str(record["sha256"]), self._shard_path(episode)
-        if "stamp" in record and record["stamp"] == _stamp(path):
+        if (read_json(self._record_path(episode)) or {}).get("stamp") == stamp(path):
             return known
-        shard = _read_array(path)  # touched since: copied, restored, damaged
-        return known if shard is not None and known == _checksum(shard) else None
+        shard = read_array(path)  # touched since: copied, restored, damaged
+        return known if shard is not None and known == checksum(shard) else None
+
+    def _recorded(self, episode: int) -> str | None:
+        """The checksum that a finished episode was written with."""
+        record = read_json(self._record_path(episode))
+        return str(record["sha256"]) if record and record["key"] == self.key else None
 
     def _is_assembled(self) -> bool:
         """Whether `features.npy` is the file that the index describes, by size and time."""
         index = self._read_index() or {}
-        return "assembled" in index and index["assembled"] == _stamp(self._features_path)
+        return "assembled" in index and index["assembled"] == stamp(self._features_path)
 
     def _assembled_episodes(self) -> set[int]:
         """Episodes that `features.npy` holds intact."""
         if self._is_assembled():
             return set(range(len(self._lengths)))
-        # Touched since (copied, restored, damaged): trust only what the checksums confirm.
-        checksums = (self._read_index() or {}).get("sha256", [])
-        features = _read_array(self._features_path)
+        # Touched since (copied, restored, damaged), or killed while it took the shards in: trust
+        # only what the checksums confirm.
+        features = read_array(self._features_path)
         if features is None or features.shape != (self.num_frames, self._dim):
             return set()
+        earlier = self._earlier()
         return {
-            i for i, known in enumerate(checksums) if _checksum(features[self._rows(i)]) == known
+            i
+            for i in range(len(self._lengths))
+            if not self._shard_path(i).is_file()
+            and checksum(features[self._rows(i)]) == (self._recorded(i) or earlier.get(i))
         }
 
+    def _earlier(self) -> dict[int, str]:
+        """Checksums of the file that was assembled before, by episode."""
+        return dict(enumerate((self._read_index() or {}).get("sha256", [])))
+
     def _join_shards(self) -> None:
+        """Take all shards into `features.npy`, each removed once its rows are on the disk.
+
+        A file that is there already keeps its place and the rows of episodes without a shard.
+        """
         for path in self.directory.glob(".*"):  # left by processes that were killed while writing
             path.unlink()
-        before = _read_array(self._features_path)
-        index = self._read_index() or {}
-        earlier = index.get("sha256", [])
-        unreadable = self.unreadable
-        checksums = []
-        with _staged(self._features_path) as temporary:
-            joined = np.lib.format.open_memmap(
-                temporary, mode="w+", dtype=_DTYPE, shape=(self.num_frames, self._dim)
-            )
+        earlier, unreadable = self._earlier(), self.unreadable
+        checksums: list[str] = []
+        safe: list[Path] = []
+        with RowFile(self._features_path, (self.num_frames, self._dim), self._dtype) as joined:
             for episode in range(len(self._lengths)):
-                checksum = self._shard_checksum(episode)
-                source: Any = _read_array(self._shard_path(episode))
-                if checksum is None:  # in the file of before, which its checksum has confirmed
-                    assert before is not None
-                    source, checksum = before[self._rows(episode)], earlier[episode]
-                joined[self._rows(episode)] = source
-                checksums.append(checksum)
-            joined.flush()
-        stamp = _stamp(self._features_path)
-        state = {"sha256": checksums, "assembled": stamp, "unreadable": unreadable}
-        self._write_index(state)
-        for path in self.directory.glob("episode-*"):
-            path.unlink()
+                found, path = self._shard_checksum(episode), self._shard_path(episode)
+                if found is None:  # in the file already, as `missing_episodes` has confirmed
+                    found = self._recorded(episode) or earlier[episode]
+                else:
+                    joined.write(self._rows(episode).start, read_array(path))
+                    safe.append(path)
+                checksums.append(found)
+                if joined.unsynced >= JOIN_BYTES or episode == len(self._lengths) - 1:
+                    joined.sync()
+                    while safe:
+                        safe.pop().unlink()
+        done = stamp(self._features_path)
+        self._write_index({"sha256": checksums, "assembled": done, "unreadable": unreadable})
 
     def _read_index(self) -> dict[str, Any] | None:
-        return _read_json(self.directory / "index.json")
+        return read_json(self.directory / "index.json")
 
     def _write_index(self, state: dict[str, Any]) -> None:
         try:
@@ -289,7 +321,7 @@ class FeatureCache:
                 "choose another directory"
             ) from error
         index = {"fingerprint": self._fingerprint, "key": self.key, **state}
-        _write_json(self.directory / "index.json", index)
+        write_json(self.directory / "index.json", index)
 
     def _check_fingerprint(self, found: dict[str, Any]) -> None:
         for name in sorted({*found, *self._fingerprint}):
@@ -306,51 +338,9 @@ def fingerprint_key(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
-def _staged(path: Path) -> Iterator[Path]:
-    """`written_beside`, whose failure names the cache."""
-    try:
-        with written_beside(path) as beside:
-            yield beside
-    except OSError as error:
-        raise DeasError(
-            f"feature cache file {path} cannot be written ({error.strerror}): "
-            "free disk space or choose another directory"
-        ) from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with _staged(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The file's content, None where it is missing or torn."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return content
-
-
-def _read_array(path: Path) -> NDArray[np.float16] | None:
-    """The mapped array, None where the file is missing or torn."""
-    try:
-        array: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return array
-
-
-def _checksum(array: NDArray[np.float16]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-
-
-def _stamp(path: Path) -> list[int] | None:
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def joining_bytes(total: int, shard: int) -> int:
+    """What of ``total`` bytes lies on the disk twice while shards of up to ``shard`` are joined."""
+    return min(total, JOIN_BYTES + shard)
 
 
 def size(count: int) -> str:

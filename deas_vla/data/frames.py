@@ -6,6 +6,7 @@ needs all frames (feature extraction, previews) reads each file as what it is: a
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,15 +21,47 @@ from deas_vla.data.layout import DatasetLayout, open_dataset
 from deas_vla.errors import DeasError
 
 
+@dataclass(frozen=True)
+class FrameBlock:
+    """Pictures of some frames of an episode that follow each other.
+
+    Attributes:
+        episode: its row in the table.
+        first: its first frame, counted from the episode's beginning.
+        images: for each camera, uint8 (n, height, width, 3) RGB.
+    """
+
+    episode: int
+    first: int
+    images: dict[str, NDArray[np.uint8]]
+
+
 def iter_episode_frames(
     root: str | Path,
     table: EpisodeTable,
     image_keys: Sequence[str],
     episodes: Sequence[int] | None = None,
+) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
+    """Decodes whole episodes in turn: `iter_frame_blocks` with a block for each.
+
+    Yields:
+        The episode row and, for each camera, uint8 (T, height, width, 3) RGB.
+    """
+    longest = int(table.episode_lengths.max(initial=1))
+    for block in iter_frame_blocks(root, table, image_keys, longest, episodes):
+        yield block.episode, block.images
+
+
+def iter_frame_blocks(
+    root: str | Path,
+    table: EpisodeTable,
+    image_keys: Sequence[str],
+    size: int,
+    episodes: Sequence[int] | None = None,
     *,
     skip: Callable[[int, DeasError], None] | None = None,
-) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
-    """Decodes episodes in turn, all cameras side by side.
+) -> Iterator[FrameBlock]:
+    """Decodes episodes in turn, all cameras side by side, in blocks of at most `size` frames.
 
     Consecutive episodes of a file are read without any seek; a gap between the episodes asked for
     costs one. Pixels equal those of `LeRobotDataset` with its `pyav` backend exactly.
@@ -37,12 +70,11 @@ def iter_episode_frames(
         root: the dataset's directory; that of each part where the table was joined.
         table: the episodes' bounds, from `load_episodes` or `join_tables`.
         image_keys: cameras, e.g. `observation.images.front`.
+        size: frames of a block; what is held of an episode at once.
         episodes: episode rows, best in ascending order; None for all.
-        skip: told of an episode whose pictures cannot be read, which is then left out; None ends
-            the iteration with that error.
-
-    Yields:
-        The episode row and, for each camera, uint8 (T, height, width, 3) RGB.
+        skip: told of an episode whose pictures cannot be read, which is then left out, or left
+            behind where blocks of it were given out already; None ends the iteration with that
+            error.
 
     Raises:
         DeasError: an unknown camera, a missing video file, or a video that lacks frames or cannot
@@ -50,33 +82,34 @@ def iter_episode_frames(
     """
     rows = range(table.num_episodes) if episodes is None else episodes
     if table.parts:
-        yield from _frames_of_parts(table, image_keys, rows, skip)
+        yield from _blocks_of_parts(table, image_keys, size, rows, skip)
         return
     layout = open_dataset(table.repo_id, root)
     readers = {key: picture_reader(layout, key) for key in image_keys}
     try:
         for row in rows:
-            episode = int(table.episode_ids[row])
-            length = int(table.episode_lengths[row])
+            episode, length = int(table.episode_ids[row]), int(table.episode_lengths[row])
             try:
-                pictures = {key: reader.read(episode, length) for key, reader in readers.items()}
+                for first in range(0, length, size):
+                    count = min(size, length - first)
+                    pictures = {k: r.read(episode, first, count) for k, r in readers.items()}
+                    yield FrameBlock(row, first, pictures)
             except DeasError as error:
                 if skip is None:
                     raise
                 skip(row, error)
-                continue
-            yield row, pictures
     finally:
         for reader in readers.values():
             reader.close()
 
 
-def _frames_of_parts(
+def _blocks_of_parts(
     table: EpisodeTable,
     image_keys: Sequence[str],
+    size: int,
     episodes: Sequence[int],
     skip: Callable[[int, DeasError], None] | None,
-) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
+) -> Iterator[FrameBlock]:
     end = np.cumsum([part.num_episodes for part in table.parts])
 
     def owner(row: int) -> int:
@@ -87,8 +120,8 @@ def _frames_of_parts(
         first = int(end[k]) - part.num_episodes
         own = [row - first for row in rows]
         told = None if skip is None else partial(_skip_in_part, skip, first)
-        for row, pictures in iter_episode_frames(part.root, part, image_keys, own, skip=told):
-            yield row + first, pictures
+        for block in iter_frame_blocks(part.root, part, image_keys, size, own, skip=told):
+            yield replace(block, episode=block.episode + first)
 
 
 def _skip_in_part(
@@ -110,12 +143,12 @@ class _VideoReader:
         self._position = 0.0  # seconds, where the next frame is expected
         self._to_rgb = VideoReformatter()
 
-    def read(self, episode: int, length: int, first: int = 0) -> NDArray[np.uint8]:
-        """Frames `first` to `first + length` of an episode as uint8 (length, height, width, 3)."""
+    def read(self, episode: int, first: int, length: int) -> NDArray[np.uint8]:
+        """`length` frames of an episode from its frame `first` on, uint8 (length, H, W, 3)."""
         fps = self._layout.fps
         path = self._layout.video_path(self._key, episode)
-        begin = float(self._layout.episodes.loc[episode, f"videos/{self._key}/from_timestamp"])
-        begin += first / fps
+        start = float(self._layout.episodes.loc[episode, f"videos/{self._key}/from_timestamp"])
+        begin = start + first / fps
         try:
             self._move_to(path, begin)
             images = self._collect(self._frames, begin, length)
@@ -205,15 +238,21 @@ class _ImageReader:
     def __init__(self, layout: DatasetLayout, image_key: str) -> None:
         self._layout = layout
         self._key = image_key
+        self._episode = -1  # whose encoded pictures are at hand
+        self._encoded: list[dict[str, bytes]] = []
 
-    def read(self, episode: int, length: int, first: int = 0) -> NDArray[np.uint8]:
-        """Frames `first` to `first + length` of an episode as uint8 (length, height, width, 3)."""
+    def read(self, episode: int, first: int, length: int) -> NDArray[np.uint8]:
+        """`length` frames of an episode from its frame `first` on, uint8 (length, H, W, 3)."""
         from PIL import Image
 
-        column = self._layout.read_columns([self._key], [episode])[self._key]
-        images = column.slice(first, length).to_pylist()
+        if episode != self._episode:
+            table = self._layout.read_columns([self._key], [episode])
+            self._episode, self._encoded = episode, table[self._key].to_pylist()
         return np.stack(
-            [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in images]
+            [
+                np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+                for image in self._encoded[first : first + length]
+            ]
         )
 
     def close(self) -> None:

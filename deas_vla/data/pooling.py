@@ -85,6 +85,14 @@ def pool_tokens(
     return torch.cat([pooled.flatten(1), text], dim=1)
 
 
+def rounded(feature: Tensor) -> Tensor:
+    """A pooled feature (B, F) as the cache keeps it, float16, and float32 again.
+
+    The critic is trained on these numbers, and sees no others on the robot.
+    """
+    return feature.half().float()
+
+
 def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean of the tokens under the mask, zeros where there are none. (B, D)"""
     weight = mask.unsqueeze(-1).to(tokens.dtype)  # (B, L, 1)

@@ -45,7 +45,7 @@ class FrameReader:
         place = int(np.searchsorted(source.episode_start, row, side="right")) - 1
         episode, first = int(source.episode_ids[place]), row - int(source.episode_start[place])
         return {
-            key: self._reader(owner, key, episode).read(episode, 1, first)[0]
+            key: self._reader(owner, key, episode).read(episode, first, 1)[0]
             for key in self._image_keys
         }
 

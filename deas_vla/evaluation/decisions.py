@@ -11,7 +11,7 @@ from deas_vla.critic.config import CriticConfig
 from deas_vla.critic.registry import make_critic
 from deas_vla.data.pooling import PoolingConfig, feature_dim
 from deas_vla.guidance.config import SelectionConfig
-from deas_vla.guidance.guided import pool_encoding
+from deas_vla.guidance.features import pool_encoding
 from deas_vla.guidance.selection import select
 from deas_vla.policies.vla import VLA
 

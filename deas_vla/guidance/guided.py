@@ -15,7 +15,6 @@ from torch import Tensor
 
 from deas_vla.critic.base import Critic
 from deas_vla.critic.serialization import load_critic, save_critic
-from deas_vla.data.pooling import PoolingConfig, pool_tokens
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
 from deas_vla.guidance.card import model_card
@@ -28,6 +27,7 @@ from deas_vla.guidance.checks import (
 )
 from deas_vla.guidance.config import SelectionConfig
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig, local_directory, read_config
+from deas_vla.guidance.features import pool_encoding
 from deas_vla.guidance.manifest import MANIFEST, provenance_of, read_manifest, write_manifest
 from deas_vla.guidance.noise import CandidateNoise, episode_seed
 from deas_vla.guidance.processor_guided import save_processors
@@ -258,7 +258,8 @@ class ValueGuidedPolicy(PreTrainedPolicy):
                 chunks = candidates[:, :, : self.critic.config.horizon].to(self.vla.device)
                 state = encoding.state.to(self.vla.device)
                 score = self._compiled_scores or self.critic.member_scores
-                members = score(feature, state, chunks).clone()  # (E, B, N)
+                with torch.autocast(self.vla.device.type, enabled=False):  # as it was trained
+                    members = score(feature, state, chunks).clone()  # (E, B, N)
         selection = select(rule, candidates, members, generators, scale)
         self._warn_of_scores(selection)
         return Decision(candidates, feature, encoding.state, members, selection)
@@ -386,15 +387,3 @@ class ValueGuidedPolicy(PreTrainedPolicy):
         policy = cls(config, vla, critic, stats, provenance_of(manifest))
         check_base(str(pretrained_name_or_path), manifest, own.vla, config.vla, vla)
         return policy
-
-
-def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tensor:
-    """The frozen feature of B observations, float32 (B, F): in training and on the robot alike."""
-    return pool_tokens(
-        encoding.tokens,
-        encoding.attention_mask,
-        encoding.image_mask,
-        len(vla.spec.image_keys),
-        pooling,
-        vla.spec.tokens_per_image,
-    )

@@ -50,7 +50,7 @@ class VLAConfig:
         image_keys: ``observation.images.*`` keys of dataset and environment.
         state_dim: Proprioceptive dimensions S.
         action_dim: Action dimensions A.
-        dtype: Of the weights: float32, bfloat16 or float16.
+        dtype: Of the weights: float32, bfloat16 or float16; ``auto`` by the device.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
         server: Of family ``remote``.
     """
@@ -64,6 +64,13 @@ class VLAConfig:
     dtype: str = "float32"
     denoising_steps: int | None = None
     server: ServerConfig = field(default_factory=ServerConfig)
+
+
+def dtype_on(dtype: str, device: str) -> str:
+    """The type that ``auto`` stands for on a device; any other one is itself."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if torch.device(device).type == "cpu" else "bfloat16"
 
 
 def load_vla(
@@ -82,8 +89,9 @@ def load_vla(
         return _remote(config, dataset_stats, adapter, device)
     if config.family != "groot":
         raise DeasError(f"policy.family '{config.family}' is unknown: use groot or remote")
-    if config.dtype not in _DTYPES:
-        raise DeasError(f"policy.dtype '{config.dtype}' is unknown: use one of {sorted(_DTYPES)}")
+    dtype = dtype_on(config.dtype, device)
+    if dtype not in _DTYPES:
+        raise DeasError(f"policy.dtype '{dtype}' is unknown: use auto or one of {sorted(_DTYPES)}")
     vla = GrootVLA.from_pretrained(
         config.path,
         embodiment=config.embodiment,
@@ -92,7 +100,7 @@ def load_vla(
         action_dim=config.action_dim,
         dataset_stats=dataset_stats,
         device=device,
-        dtype=_DTYPES[config.dtype],
+        dtype=_DTYPES[dtype],
         denoising_steps=config.denoising_steps,
     )
     if adapter is not None:

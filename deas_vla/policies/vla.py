@@ -1,6 +1,6 @@
 """The protocol behind which every VLA family stands."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,6 +127,10 @@ class VLA(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights, and so of the tokens."""
+
     def for_embodiment(
         self,
         *,
@@ -150,6 +154,12 @@ class VLA(Protocol):
 
     def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The network's inputs of an ``observation``, pictures, language and state."""
+
+    def host_preprocessor(self) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+        """`preprocess` for processes that may not touch the device; its inputs stay on the CPU.
+
+        None where the device resizes the pictures, which is faster than to have it done.
+        """
 
     def encode(self, observation: Mapping[str, Any]) -> Encoding:
         """Preprocess and run the frozen backbone once; no gradient."""

@@ -107,7 +107,7 @@ def candidates_by_frame(
     missing = np.asarray(work_list(accelerator, [cache]), dtype=np.int64)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     for episode in tqdm(mine, "candidates", disable=not accelerator.is_local_main_process):
-        frames = np.arange(table.num_frames)[table.frames(int(episode))]
+        frames = table.frames_of(np.array([episode]))
         drawn = torch.zeros(len(frames), *shape)
         if episode in episodes:
             drawn = sample_candidates(

@@ -87,7 +87,8 @@ class PolicyConfig:
         path: Base checkpoint: local directory or Hub id of a raw GR00T N1.7 checkpoint.
         family: Adapter that loads it; ``remote`` takes chunks from ``server`` beside its backbone.
         embodiment: Embodiment tag; ``new_embodiment`` takes statistics from the dataset.
-        dtype: Of the frozen weights.
+        dtype: Of the frozen weights: float32, bfloat16 or float16; ``auto`` is bfloat16 on a GPU
+            and float32 elsewhere. The critic is float32 everywhere.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
         episodes: Behaviour cloning on ``all`` or only on ``successful`` episodes.
         tokens: What training reads: ``cached`` tokens of every frame, or ``online``, where pictures
@@ -120,7 +121,7 @@ class PolicyConfig:
     path: str = "nvidia/GR00T-N1.7-3B"
     family: str = "groot"
     embodiment: str = "new_embodiment"
-    dtype: str = "float32"
+    dtype: str = "auto"
     denoising_steps: int | None = None
     episodes: str = "all"
     tokens: str = "auto"
@@ -163,6 +164,8 @@ class FeaturesConfig:
     Attributes:
         pooling: How tokens become the critic's feature.
         batch_size: Frames per forward pass.
+        workers: Processes that decode and preprocess ahead of the backbone; when left out 0 on a
+            CPU, else as many as cores allow, up to 8.
         cache: Directory of the cache; ``<output_dir>/cache`` when left out.
         skip_unreadable: Leave out episodes whose videos cannot be decoded, instead of ending; they
             are counted and listed.
@@ -170,6 +173,7 @@ class FeaturesConfig:
 
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     batch_size: int = 64
+    workers: int | None = None
     cache: str | None = None
     skip_unreadable: bool = False
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ class Encodings:
 
     Attributes:
         pooled: float16 (T, F), the critic's features.
-        tokens: float16 (T, L * D), padded on the left; None where the action head is not trained.
+        tokens: (T, L * D) float16, or the bits of bfloat16 as uint16, padded on the left; None
+            where the action head is not trained.
         token_mask: bool (K, L) per instruction, false on padding.
         image_mask: bool (K, L) per instruction.
         task_index: int64 (T,), instruction of each frame.
@@ -27,7 +29,7 @@ class Encodings:
     """
 
     pooled: NDArray[np.float16]
-    tokens: NDArray[np.float16] | None
+    tokens: NDArray[Any] | None
     token_mask: Tensor
     image_mask: Tensor
     task_index: NDArray[np.int64]
@@ -42,6 +44,8 @@ class Encodings:
         assert self.tokens is not None
         task = torch.from_numpy(self.task_index[frames])
         tokens = torch.from_numpy(self.tokens[frames])  # (B, L * D)
+        if tokens.dtype == torch.uint16:
+            tokens = tokens.view(torch.bfloat16)
         return {
             "tokens": tokens.unflatten(1, (self.token_mask.shape[1], -1)).to(device),
             "token_mask": self.token_mask[task].to(device),

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,23 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.feature_cache import FeatureCache, Fingerprint, fingerprint_key, size
-from deas_vla.data.frames import iter_episode_frames
+from deas_vla.data.feature_cache import (
+    FeatureCache,
+    Fingerprint,
+    fingerprint_key,
+    joining_bytes,
+    size,
+)
 from deas_vla.data.pooling import feature_dim
 from deas_vla.data.unchanged import Unchanged
 from deas_vla.errors import DeasError
-from deas_vla.guidance.guided import STATS_FILE, pool_encoding
-from deas_vla.policies.vla import VLA, Encoding
+from deas_vla.guidance.features import pool_encoding
+from deas_vla.guidance.guided import STATS_FILE
+from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.encodings import Encodings, join_encodings
 from deas_vla.training.memory import told_memory
+from deas_vla.training.pipeline import encoded_episodes
 
 
 @dataclass(frozen=True)
@@ -93,13 +101,14 @@ def _prepare(
     if keep_tokens:
         dims["tokens"] = token_mask.shape[1] * vla.spec.token_dim
     with accelerator.main_process_first():
-        keys = {name: cache_key(vla, table, config, name) for name in dims}
+        keys = cache_keys(vla, table, config)
         caches = {
             name: FeatureCache(
                 directory / f"{name}-{fingerprint_key(keys[name])[:12]}",
                 keys[name],
                 table.episode_lengths,
                 dim,
+                token_type(vla) if name == "tokens" else "float16",
             )
             for name, dim in dims.items()
         }
@@ -115,42 +124,12 @@ def _prepare(
 def _extract(
     vla: VLA, source: Source, config: FeaturesConfig, accelerator: Accelerator
 ) -> Encodings:
-    table, caches, length = source.table, source.caches, source.token_mask.shape[1]
-
-    def skip(episode: int, error: DeasError) -> None:
-        assert unchanged is not None
-        unchanged.check()
-        for cache in caches.values():
-            cache.write_unreadable(episode, str(error))
-
+    table, caches = source.table, source.caches
     # Contiguous shares: a reader that has to skip episodes seeks.
     shares = np.array_split(np.asarray(source.missing, np.int64), accelerator.num_processes)
     mine = shares[accelerator.process_index].tolist()
-    unchanged = Unchanged(table) if mine else None
-    frames = iter_episode_frames(
-        table.root,
-        table,
-        vla.spec.image_keys,
-        mine,
-        skip=skip if config.skip_unreadable else None,
-    )
-    bar = tqdm(frames, "features", len(mine), disable=not accelerator.is_local_main_process)
-    for episode, images in bar:
-        rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in caches}
-        with told_memory(
-            f"a pass of features.batch_size={config.batch_size} frames",
-            f"use --features.batch_size={max(1, config.batch_size // 2)}",
-        ):
-            for encoding in _encode_episode(vla, table, episode, images, config.batch_size):
-                rows["pooled"].append(_halved(pool_encoding(vla, encoding, config.pooling)))
-                if "tokens" in caches:
-                    short = length - encoding.tokens.shape[1]
-                    padded = pad(encoding.tokens, (0, 0, short, 0)).flatten(1)
-                    rows["tokens"].append(_halved(padded))
-        assert unchanged is not None
-        unchanged.check()
-        for name, cache in caches.items():
-            cache.write(episode, np.concatenate(rows[name]))
+    if mine:
+        _fill(vla, source, mine, config, accelerator)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
         arrays = {name: cache.assemble() for name, cache in caches.items()}
@@ -164,6 +143,83 @@ def _extract(
         table.task_index,
         tuple(unreadable),
     )
+
+
+def _fill(
+    vla: VLA,
+    source: Source,
+    episodes: list[int],
+    config: FeaturesConfig,
+    accelerator: Accelerator,
+) -> None:
+    """Compute some episodes; each piece leaves the device and the memory as soon as it is there."""
+    caches, length, unchanged = source.caches, source.token_mask.shape[1], Unchanged(source.table)
+    bar = tqdm(total=len(episodes), desc="features", disable=not accelerator.is_local_main_process)
+    pieces = encoded_episodes(vla, source.table, episodes, config, accelerator)
+    memory = told_memory(
+        f"a pass of features.batch_size={config.batch_size} frames",
+        f"use --features.batch_size={max(1, config.batch_size // 2)}",
+    )
+    with bar, memory, OpenEpisodes(caches) as shards, closing(pieces):
+        for piece, encoding in pieces:
+            if encoding is None:
+                shards.drop(piece.episode)
+                unchanged.check()
+                for cache in caches.values():
+                    cache.write_unreadable(piece.episode, piece.error)
+                bar.update()
+                continue
+            write = shards.of(piece.episode)
+            write["pooled"](stored(pool_encoding(vla, encoding, config.pooling), "float16"))
+            if "tokens" in caches:
+                short = length - encoding.tokens.shape[1]
+                padded = pad(encoding.tokens, (0, 0, short, 0)).flatten(1)
+                write["tokens"](stored(padded, token_type(vla)))
+            if piece.last:
+                unchanged.check()
+                shards.keep(piece.episode)
+                bar.update()
+
+
+class OpenEpisodes:
+    """Shards under way, a set for each episode that some worker is in; a context manager.
+
+    What is not kept by the end leaves nothing on the disk.
+    """
+
+    def __init__(self, caches: dict[str, FeatureCache]) -> None:
+        self._caches = caches
+        self._stacks: dict[int, ExitStack] = {}
+        self._writers: dict[int, dict[str, Callable[[NDArray[Any]], None]]] = {}
+
+    def __enter__(self) -> "OpenEpisodes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for episode in list(self._stacks):
+            self.drop(episode)
+
+    def of(self, episode: int) -> dict[str, Callable[[NDArray[Any]], None]]:
+        """What takes the episode's next rows, by the name of the cache."""
+        if episode not in self._writers:
+            stack = self._stacks[episode] = ExitStack()
+            self._writers[episode] = {
+                name: stack.enter_context(cache.writing(episode))
+                for name, cache in self._caches.items()
+            }
+        return self._writers[episode]
+
+    def keep(self, episode: int) -> None:
+        """All rows of the episode are there."""
+        self._writers.pop(episode)
+        self._stacks.pop(episode).close()
+
+    def drop(self, episode: int) -> None:
+        """Forget what is there of the episode."""
+        self._writers.pop(episode, None)
+        gone = DeasError("dropped")
+        if episode in self._stacks:
+            self._stacks.pop(episode).__exit__(DeasError, gone, None)
 
 
 def _tell_unreadable(
@@ -204,7 +260,9 @@ def check_room(
     frames = sum(source.table.num_frames for source in sources)
     smaller = {"--policy.tokens=online (pooled features alone)": need["pooled"]}
     if config.pooling.kind != "mean":
-        small = 4 * frames * vla.spec.token_dim  # two bytes a number, twice while joining
+        row = 2 * vla.spec.token_dim
+        longest = max(int(source.table.episode_lengths.max()) for source in sources)
+        small = frames * row + joining_bytes(frames * row, longest * row)
         smaller["--policy.tokens=online --features.pooling.kind=mean"] = small
     if "tokens" not in need:
         smaller = {k.removeprefix("--policy.tokens=online "): v for k, v in smaller.items()}
@@ -234,29 +292,19 @@ def work_list(accelerator: Accelerator, caches: Sequence[FeatureCache]) -> list[
     return list(told)
 
 
-def _encode_episode(
-    vla: VLA,
-    table: EpisodeTable,
-    episode: int,
-    images: dict[str, NDArray[np.uint8]],
-    batch_size: int,
-) -> Iterator[Encoding]:
-    state, task = table.state[table.frames(episode)], table.task(episode)
-    for at in range(0, len(state), batch_size):
-        part = slice(at, at + batch_size)
-        batch: dict[str, Any] = {
-            name: torch.from_numpy(pictures[part]).permute(0, 3, 1, 2)
-            for name, pictures in images.items()
-        }
-        batch["observation.state"] = torch.from_numpy(state[part])
-        batch["task"] = [task] * len(state[part])
-        yield vla.encode(batch)
+def stored(features: Tensor, dtype: str) -> NDArray[Any]:
+    """Numbers (n, F) off the device at once, as the cache keeps them; infinite where they overflow.
+
+    bfloat16, which numpy does not know, comes as its bits.
+    """
+    if dtype == "bfloat16":
+        return features.bfloat16().contiguous().view(torch.uint16).cpu().numpy()
+    return features.half().cpu().numpy()
 
 
-def _halved(features: Tensor) -> NDArray[np.float16]:
-    """Features off the device at once, in the cache's own type; infinite where it overflows."""
-    half: NDArray[np.float16] = features.half().cpu().numpy()
-    return half
+def token_type(vla: VLA) -> str:
+    """How tokens are kept: those of a bfloat16 backbone as they are, others as float16."""
+    return "bfloat16" if vla.dtype == torch.bfloat16 else "float16"
 
 
 def task_masks(vla: VLA, tasks: tuple[str, ...], batch_size: int = 32) -> tuple[Tensor, Tensor]:
@@ -288,16 +336,16 @@ def _masks(vla: VLA, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     return encoding.attention_mask.cpu(), encoding.image_mask.cpu()
 
 
-def cache_key(vla: VLA, table: EpisodeTable, config: FeaturesConfig, name: str) -> Fingerprint:
-    """Everything that the cached numbers depend on."""
-    key: dict[str, Any] = {
+def cache_keys(vla: VLA, table: EpisodeTable, config: FeaturesConfig) -> dict[str, Fingerprint]:
+    """Everything that the cached numbers depend on, of ``pooled`` and of ``tokens``."""
+    shared: dict[str, Any] = {
         "backbone": vla.backbone_fingerprint(),
         "cameras": ",".join(vla.spec.image_keys),
         "dataset": table.fingerprint,
     }
-    if name == "pooled":
-        key |= {f"pooling.{field}": value for field, value in asdict(config.pooling).items()}
-    return key
+    pooling = {f"pooling.{field}": value for field, value in asdict(config.pooling).items()}
+    half = {} if token_type(vla) == "float16" else {"dtype": token_type(vla)}
+    return {"pooled": shared | pooling, "tokens": shared | half}
 
 
 def dataset_statistics(

@@ -24,6 +24,7 @@ from deas_vla.training.encodings import Encodings
 from deas_vla.training.loop import warmup_cosine
 from deas_vla.training.memory import told_memory
 from deas_vla.training.policy_inputs import CachedTokens, Part, PolicyInputs, told_workers
+from deas_vla.training.precision import mixed, to_float32
 from deas_vla.training.run import Run
 
 _LOG_EVERY = 50  # updates
@@ -43,8 +44,9 @@ class FlowMatching(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         vla = self._vla
-        encoding = vla.encoding_from(batch) if "tokens" in batch else vla.encode_batch(batch)
-        return vla.flow_matching_loss(encoding, batch["action"], batch["action_mask"])
+        with mixed(vla.device, vla.dtype):
+            encoding = vla.encoding_from(batch) if "tokens" in batch else vla.encode_batch(batch)
+            return vla.flow_matching_loss(encoding, batch["action"], batch["action_mask"])
 
 
 def chunk_starts(table: EpisodeTable, episodes: NDArray[np.int64], which: str) -> NDArray[np.int64]:
@@ -64,7 +66,7 @@ def chunk_starts(table: EpisodeTable, episodes: NDArray[np.int64], which: str) -
             f"policy.episodes={which} leaves no episode of dataset {table.root}: "
             "record successful ones or use --policy.episodes=all"
         )
-    return np.concatenate([np.arange(table.num_frames)[table.frames(int(row))] for row in chosen])
+    return table.frames_of(chosen)
 
 
 def policy_targets(vla: VLA, table: EpisodeTable, starts: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -166,6 +168,7 @@ def finetune_policy(
         torch.manual_seed(run.seed)
         add_lora(vla, config)
     module: Any = FlowMatching(vla)
+    restore_types = to_float32(module)
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimizer: Any = torch.optim.AdamW(
         trainable.values(), lr=config.lr, weight_decay=config.weight_decay
@@ -245,6 +248,8 @@ def finetune_policy(
     if accelerator.distributed_type == DistributedType.FSDP:
         state = accelerator.get_state_dict(wrapped)  # together; empty but on the main process
         whole = {name: tensor for name, tensor in state.items() if name in trainable}
+    else:
+        restore_types()
     checkpoints.finish()
     return whole
 

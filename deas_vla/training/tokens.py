@@ -7,11 +7,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from deas_vla.data.episodes import EpisodeTable
-from deas_vla.data.feature_cache import FeatureCache, fingerprint_key, size
+from deas_vla.data.feature_cache import FeatureCache, fingerprint_key, joining_bytes, size
 from deas_vla.data.pooling import feature_dim
 from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FeaturesConfig, FinetuneConfig
-from deas_vla.training.features import cache_key, task_masks
+from deas_vla.training.features import cache_keys, task_masks
 from deas_vla.training.record import RunRecord
 
 SETTING = "policy.tokens"
@@ -74,14 +74,16 @@ def required_bytes(vla: VLA, table: EpisodeTable, config: FeaturesConfig, direct
             "pooled": feature_dim(config.pooling, len(vla.spec.image_keys), vla.spec.token_dim),
             "tokens": length * vla.spec.token_dim,
         }
-        for name, dim in dims.items():
-            key = cache_key(vla, part, config, name)
+        for name, key in cache_keys(vla, part, config).items():
+            dim = dims[name]
             place = directory / f"{name}-{fingerprint_key(key)[:12]}"
             if place.is_dir():
                 cache = FeatureCache(place, key, part.episode_lengths, dim)
                 need += cache.required_bytes()
             else:
-                need += 2 * part.num_frames * dim * 2  # float16, twice
+                lengths = part.episode_lengths
+                need += part.num_frames * dim * 2
+                need += joining_bytes(part.num_frames * dim * 2, int(lengths.max()) * dim * 2)
     return need
 
 

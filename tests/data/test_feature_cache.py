@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from deas_vla.data import feature_cache, feature_files
 from deas_vla.data.feature_cache import FeatureCache
 from deas_vla.errors import DeasError
 
@@ -51,12 +53,10 @@ def test_second_run_is_free(tmp_path):
 
 def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     """Hashing reads all bytes, of a terabyte in the end."""
-    from deas_vla.data import feature_cache
-
-    hashed = []
-    checksum = feature_cache._checksum
+    hashed = []  # again: the first time is while a shard is written
+    checksum = feature_cache.checksum
     monkeypatch.setattr(
-        feature_cache, "_checksum", lambda array: hashed.append(len(array)) or checksum(array)
+        feature_cache, "checksum", lambda array: hashed.append(len(array)) or checksum(array)
     )
     cache = fill(make_cache(tmp_path))
     assert cache.missing_episodes() == [] and make_cache(tmp_path).missing_episodes() == []
@@ -65,9 +65,9 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     again = make_cache(tmp_path)
     assert again.missing_episodes() == []
     again.assemble()
-    assert hashed == list(LENGTHS)
+    assert hashed == []
     os.utime(tmp_path / "features.npy")  # touched: it may be another file
-    assert make_cache(tmp_path).missing_episodes() == [] and hashed == 2 * list(LENGTHS)
+    assert make_cache(tmp_path).missing_episodes() == [] and hashed == list(LENGTHS)
 
 
 def test_the_type_of_the_numbers_is_recorded(tmp_path):
@@ -213,10 +213,74 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(feature_files, "_write_header", full)
     with pytest.raises(DeasError, match="No space left on device"):
         cache.write(0, features(0))
     assert os.listdir(tmp_path) == ["index.json"]
+
+
+def test_killed_while_joining(tmp_path, monkeypatch):
+    """Shards go as they are joined; what is in the file by then is found there by its checksum."""
+    cache = fill(make_cache(tmp_path))
+    monkeypatch.setattr(feature_cache, "JOIN_BYTES", 1)  # each shard is removed at once
+    write, joined = feature_files.RowFile.write, []
+
+    def killed(file, at, rows):
+        if len(joined) == 2:
+            write(file, at, rows[:1])  # half of the third
+            raise KeyboardInterrupt
+        joined.append(at)
+        write(file, at, rows)
+
+    monkeypatch.setattr(feature_files.RowFile, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.assemble()
+    monkeypatch.setattr(feature_files.RowFile, "write", write)
+    assert sorted(path.name for path in tmp_path.glob("episode-*.npy")) == [
+        "episode-000002.npy",
+        "episode-000003.npy",
+    ]
+    again = make_cache(tmp_path)
+    assert again.missing_episodes() == []
+    with (tmp_path / "features.npy").open("r+b") as file:  # a bit of the second episode flips
+        file.seek(-DIM * 2 * sum(LENGTHS[2:]) - 1, 2)
+        file.write(b"?")
+    assert make_cache(tmp_path).missing_episodes() == [1]
+    np.testing.assert_array_equal(fill(again, [1]).assemble(), EXPECTED)
+    assert sorted(os.listdir(tmp_path)) == ["features.npy", "index.json"]
+
+
+def test_joining_needs_no_room_for_a_second_copy(tmp_path, monkeypatch):
+    """A disk that holds all shards once and the part that is joined at a time."""
+    monkeypatch.setattr(feature_cache, "JOIN_BYTES", 20)
+    cache, row = make_cache(tmp_path), DIM * 2
+    assert cache.required_bytes() == 14 * row + 20 + 5 * row
+    fill(cache)
+    sync, blocks = feature_files.RowFile.sync, []
+
+    def measured(file):
+        sync(file)
+        paths = [tmp_path / "features.npy", *tmp_path.glob("episode-*.npy")]
+        shards = sum(path.stat().st_size - 128 for path in paths[1:])
+        blocks.append(shards)
+
+    monkeypatch.setattr(feature_files.RowFile, "sync", measured)
+    cache.assemble()
+    assert blocks == [14 * row, 10 * row, 8 * row, 3 * row]
+
+
+def test_bfloat16_is_kept_bit_by_bit(tmp_path):
+    """What float16 has no room for, in the precision of the backbone; and infinite is refused."""
+    values = torch.tensor([[1e30, -1e-30, 3.14, 70_000.0]]).bfloat16()
+    cache = FeatureCache(tmp_path, FINGERPRINT, (1,), 4, "bfloat16")
+    cache.write(0, values.view(torch.uint16).numpy())
+    got = torch.from_numpy(np.array(cache.assemble())).view(torch.bfloat16)
+    assert torch.equal(got, values)
+    with pytest.raises(DeasError, match="made with dtype=bfloat16, this run has dtype=float16"):
+        FeatureCache(tmp_path, FINGERPRINT, (1,), 4)
+    values[0, 2] = float("inf")
+    with pytest.raises(DeasError, match="frame 0 is not finite in bfloat16"):
+        cache.write(0, values.view(torch.uint16).numpy())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The timing scripts run for real at toy size and leave results in the common layout."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_features_bench(tiny_dataset: Path, tmp_path: Path) -> None:
         bench.SEQUENTIAL,
         bench.INDEXED,
         bench.STAGE,
+        bench.AHEAD,
         bench.INDEXED_STAGE,
     }
     sequential = next(row for (what, _), row in rows.items() if what == bench.SEQUENTIAL)
@@ -194,3 +196,22 @@ def test_latency_bench(tmp_path: Path) -> None:
     for flag, said in (("--size=huge", "size 'huge'"), ("--candidates=[0,2]", "candidates")):
         with pytest.raises(DeasError, match=said):
             bench.main(parse(bench.LatencyConfig, [*flags, flag]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_stage_holds_the_dataset(tmp_path: Path) -> None:
+    """Ten times the frames, the same memory: chunks alone would be 0.8 GB, features 82 MB."""
+    flags = ["--frames=[2000,20000]", "--episode=100", "--long_episodes=[100]", "--steps=2"]
+    flags += ["--recipe.policy.batch_size=4", "--recipe.dataset.holdout=0", "--pooled_tokens=1"]
+    script = str(ROOT / "eval/bench_stages.py")
+    subprocess.run(
+        [sys.executable, script, *flags, f"--output_dir={tmp_path}", f"--scratch={tmp_path}"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    record = json.loads((tmp_path / "results.json").read_text())
+    rows = {(row["what"], row["size"]): row for row in record["rows"]}
+    for stage in ("features", "policy", "critic"):
+        small, large = (rows[stage, frames]["anonymous_gb"] for frames in (2000, 20000))
+        assert large - small < 0.05, stage

@@ -75,18 +75,18 @@ def test_a_dataset_that_changes_under_the_extraction_is_refused(
 ) -> None:
     copy = Path(shutil.copytree(tiny_dataset, tmp_path / "copy"))
     table, vla = load_episodes("test/tiny", copy), open_bundle(bundle).vla
-    encode, calls = GrootVLA.encode, []
+    encode, calls = GrootVLA.encode_inputs, []
     info = copy / "meta/info.json"
 
-    def changing(model: GrootVLA, batch: Any) -> Any:
-        calls.append(len(batch["task"]))
+    def changing(model: GrootVLA, inputs: Any, state: Any) -> Any:
+        calls.append(len(state))
         if len(calls) == 3:  # masks, the first episode, the second
             info.touch()  # the same content: goes on
         if len(calls) == 4:
             info.write_text(json.dumps(json.loads(info.read_text()) | {"splits": {}}))
-        return encode(model, batch)
+        return encode(model, inputs, state)
 
-    monkeypatch.setattr(GrootVLA, "encode", changing)
+    monkeypatch.setattr(GrootVLA, "encode_inputs", changing)
 
     def extract() -> Any:
         directory = tmp_path / "cache"

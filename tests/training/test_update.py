@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from deas_vla.critic import ChunkBatch, Critic, CriticConfig, make_critic
@@ -188,3 +189,18 @@ def test_captured_equals_eager(algorithm: str, schedule: str, compiled: None) ->
     captured = update_of(algorithm, "cuda", compile=True, **settings)
     agree(captured, update_of(algorithm, "cuda", **settings), "cuda")
     assert captured._captured is not None and captured._captured._graph is not None
+
+
+def test_a_critic_is_trained_in_float32_under_a_policys_autocast() -> None:
+    """``mixed_precision: bf16`` of the launcher is the policy's; scores are float32 too."""
+    losses = []
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        update = CriticUpdate(
+            critic_of("deas"),
+            CriticTrainingConfig(steps=20),
+            Accelerator(mixed_precision=precision, cpu=True),
+        )
+        losses.append([float(update(batch(step))[0]) for step in range(2)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert losses[0] == losses[1]

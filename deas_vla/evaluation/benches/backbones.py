@@ -12,7 +12,7 @@ from torch import Tensor
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.frames import iter_episode_frames
 from deas_vla.data.pooling import PoolingConfig, pool_tokens
-from deas_vla.guidance.guided import pool_encoding
+from deas_vla.guidance.features import pool_encoding
 from deas_vla.policies.config import VLAConfig
 from deas_vla.policies.vla import VLA
 

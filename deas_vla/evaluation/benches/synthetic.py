@@ -14,15 +14,15 @@ from deas_vla.errors import DeasError
 EPISODE = 500  # frames of an episode
 
 
-def synthetic_table(frames: int) -> EpisodeTable:
-    """Episodes of `EPISODE` frames of noise, every second one a success: S = 9, A = 7."""
-    frames -= frames % EPISODE
-    generator = np.random.default_rng(0)
-    end = np.arange(EPISODE, frames + 1, EPISODE)
+def synthetic_table(frames: int, length: int = EPISODE, seed: int = 0) -> EpisodeTable:
+    """Episodes of ``length`` frames of noise, every second one a success: S = 9, A = 7."""
+    frames -= frames % length
+    generator = np.random.default_rng(seed)
+    end = np.arange(length, frames + 1, length)
     last = np.zeros(frames, dtype=bool)
     last[end - 1] = True
-    success = last & (np.arange(frames) // EPISODE % 2 == 0)
-    episode = np.repeat(np.arange(len(end)), EPISODE)
+    success = last & (np.arange(frames) // length % 2 == 0)
+    episode = np.repeat(np.arange(len(end)), length)
     return EpisodeTable(
         repo_id="synthetic",
         root=Path("synthetic"),
@@ -35,7 +35,7 @@ def synthetic_table(frames: int) -> EpisodeTable:
         terminated=success,
         truncated=last & ~success,
         episode_index=episode,
-        episode_start=end - EPISODE,
+        episode_start=end - length,
         episode_end=end,
         episode_ids=np.arange(len(end)),
         episode_success=success[end - 1],

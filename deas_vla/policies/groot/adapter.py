@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from deas_vla.policies.groot.parts import trainable_parts
 from deas_vla.policies.groot.processors import (
     build_processors,
     image_size,
+    on_host,
     processor_settings,
     quiet,
     reference_state,
@@ -83,6 +84,10 @@ class GrootVLA:
     @property
     def device(self) -> torch.device:
         return self.groot.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.groot.dtype
 
     @classmethod
     def from_pretrained(
@@ -239,6 +244,9 @@ class GrootVLA:
     def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """LeRobot's preprocessor: pictures, language, state and, if there, ``action`` (B, H, A)."""
         return self.preprocessor(dict(batch))
+
+    def host_preprocessor(self) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+        return on_host(self.preprocessor, self.dtype)
 
     @torch.no_grad()
     def encode(self, observation: Mapping[str, Any]) -> Encoding:

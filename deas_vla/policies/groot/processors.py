@@ -1,7 +1,8 @@
 """LeRobot's GR00T processors: built from a checkpoint, offline, and looked into."""
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,31 @@ def processor_settings(preprocessor: Any) -> dict[str, Any]:
         "image": step.proc.image_processor.to_dict(),
         "chat": step.proc.chat_template,
     }
+
+
+def on_host(
+    preprocessor: Any, dtype: torch.dtype
+) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+    """What a preprocessor does, on the CPU alone; None where the accelerator resizes the pictures.
+
+    Pixels come in the network's ``dtype``, as the backbone takes them: less to hand over.
+    """
+    from lerobot.processor import DeviceProcessorStep
+
+    where = encode_step(preprocessor)._target_device()
+    if where is not None and where.type != "cpu":
+        return None
+    own = copy.deepcopy(preprocessor)
+    encode_step(own).device = "cpu"
+    for at, step in enumerate(own.steps):
+        if isinstance(step, DeviceProcessorStep):
+            own.steps[at] = DeviceProcessorStep(device="cpu")
+
+    def preprocess(batch: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = own(dict(batch))
+        return inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
+
+    return preprocess
 
 
 def _use_local_processor(preprocessor: Any, backbone: str) -> None:

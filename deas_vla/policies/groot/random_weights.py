@@ -41,6 +41,59 @@ class Size:
 
 
 SIZES = {
+    # The public checkpoint's limits (40 steps of 132 numbers) on as little as works at all.
+    "nano": Size(
+        pixels=64,
+        head={
+            "backbone_embedding_dim": 128,
+            "select_layer": 2,
+            "hidden_size": 64,
+            "input_embedding_dim": 64,
+            "image_target_size": [64, 64],
+            "image_crop_size": [64, 64],
+            "diffusion_model_cfg": {
+                "positional_embeddings": None,
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "attention_head_dim": 32,
+                "norm_type": "ada_norm",
+                "dropout": 0.0,
+                "final_dropout": False,
+                "output_dim": 64,
+                "interleave_self_attention": True,
+            },
+            "vl_self_attention_cfg": {
+                "positional_embeddings": None,
+                "num_layers": 1,
+                "num_attention_heads": 4,
+                "attention_head_dim": 32,
+                "dropout": 0.0,
+                "final_dropout": False,
+            },
+        },
+        text={
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_hidden_layers": 2,
+            "vocab_size": 512,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [6, 5, 5],
+                "rope_type": "default",
+            },
+        },
+        vision={
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "depth": 2,
+            "num_heads": 2,
+            "out_hidden_size": 128,
+            "deepstack_visual_indexes": [0],
+        },
+    ),
     # A backbone that costs at least ten times what the head costs for one candidate.
     "medium": Size(
         cameras=2,
@@ -102,27 +155,12 @@ def random_vla(
     size: Size, *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> GrootVLA:
     """A policy of that size with processors, on nano's embodiment: state 9, action 7 dimensions."""
-    from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
-
     cameras = tuple(f"camera{k}" for k in range(size.cameras))
-    before = torch.get_default_dtype()
     with TemporaryDirectory() as folder:
         root = Path(folder)
         backbone = _write_side_files(root, size, cameras)
-        settings = GR00TN17Config(model_name=str(backbone), **size.head)
-        torch.set_default_dtype(dtype)
-        try:
-            with quiet(), torch.random.fork_rng([]), torch.device(device):
-                torch.manual_seed(seed)
-                model = GR00TN17(
-                    settings,
-                    load_backbone_weights=False,
-                    transformers_loading_kwargs=NO_REMOTE_CODE,
-                )
-        finally:
-            torch.set_default_dtype(before)
         return GrootVLA.assemble(
-            model.to(device, dtype),
+            _model(size, backbone, device, dtype, seed),
             root,
             str(backbone),
             embodiment=_EMBODIMENT,
@@ -131,6 +169,42 @@ def random_vla(
             action_dim=7,
             name_or_path="random weights",
         )
+
+
+def write_checkpoint(
+    root: Path, size: Size, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> None:
+    """A raw checkpoint of that size with random weights, laid out as the public one, in ``root``.
+
+    It knows `new_embodiment`, of any cameras and dimensions up to the network's, and has nano's
+    tokenizer. The public shape takes 6.3 GB of memory and of disk.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    cameras = tuple(f"camera{k}" for k in range(size.cameras))
+    backbone = _write_side_files(root, size, cameras)
+    model = _model(size, backbone, "cpu", dtype, seed)
+    model.config.model_name = backbone.name  # beside it, wherever the checkpoint is moved to
+    model.config.architectures = [type(model).__name__]
+    with quiet():
+        model.save_pretrained(root, max_shard_size="2GB")
+
+
+def _model(size: Size, backbone: Path, device: str, dtype: torch.dtype, seed: int) -> Any:
+    """LeRobot's ``GR00TN17`` with random weights, made in their final type."""
+    from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
+
+    settings = GR00TN17Config(model_name=str(backbone), **size.head)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with quiet(), torch.random.fork_rng([]), torch.device(device):
+            torch.manual_seed(seed)
+            model = GR00TN17(
+                settings, load_backbone_weights=False, transformers_loading_kwargs=NO_REMOTE_CODE
+            )
+    finally:
+        torch.set_default_dtype(before)
+    return model.to(device, dtype)
 
 
 def head_on_meta(

@@ -6,7 +6,7 @@ sampled: N = 1 is what it would have answered anyway.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +85,10 @@ class RemoteVLA:
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
     def for_embodiment(self, **robot: Any) -> "RemoteVLA":
         raise DeasError(
             "a remote policy answers for the one robot that its server knows: open a client for "
@@ -105,6 +109,9 @@ class RemoteVLA:
 
     def preprocess(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return self.backbone.preprocess(batch)
+
+    def host_preprocessor(self) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+        return self.backbone.host_preprocessor()
 
     def encode(self, observation: Mapping[str, Any]) -> Encoding:
         """The backbone's tokens; the observation itself goes along, for the server."""
