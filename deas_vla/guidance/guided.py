@@ -391,7 +391,7 @@ class ValueGuidedPolicy(PreTrainedPolicy):
 def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tensor:
     """The frozen feature of B observations, float32 (B, F): in training and on the robot alike."""
     return pool_tokens(
-        encoding.tokens,
+        encoding.tokens if encoding.context is None else encoding.context,
         encoding.attention_mask,
         encoding.image_mask,
         len(vla.spec.image_keys),

@@ -17,10 +17,8 @@ from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot.checkpoint import (
     NO_REMOTE_CODE,
-    backbone_path,
     camera_order,
     check_fit,
-    checkpoint_directory,
     named_groups,
     read_config,
     statistics,
@@ -36,6 +34,7 @@ from deas_vla.policies.groot.processors import (
     reference_state,
 )
 from deas_vla.policies.lora import active_weights, unwrapped
+from deas_vla.policies.places import checkpoint_directory, shipped
 from deas_vla.policies.vla import Encoding, Tail, VLASpec
 
 _BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
@@ -119,7 +118,7 @@ class GrootVLA:
 
         root = checkpoint_directory(path)
         config = read_config(root, path)
-        backbone = backbone_path(root, config["model_name"])
+        backbone = shipped(root, config["model_name"])
         check_fit(root, config, embodiment, image_keys, state_dim, action_dim)
         if dataset_stats is None and not statistics(root, embodiment):
             raise DeasError(
@@ -209,7 +208,7 @@ class GrootVLA:
         view = self.assemble(
             self.groot,
             root,
-            backbone_path(root, config["model_name"]),
+            shipped(root, config["model_name"]),
             name_or_path=self.name_or_path,
             **robot,
         )
