@@ -13,7 +13,7 @@ def pool_encoding(vla: VLA, encoding: Encoding, pooling: PoolingConfig) -> Tenso
     critic's normalisation cuts off.
     """
     pooled = pool_tokens(
-        encoding.tokens,
+        encoding.tokens if encoding.context is None else encoding.context,
         encoding.attention_mask,
         encoding.image_mask,
         len(vla.spec.image_keys),

@@ -3,16 +3,23 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deas_vla.errors import DeasError
-from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.lora import load_adapter
 from deas_vla.policies.vla import VLA
 
+# Of each its module and class; imported when one is loaded.
+FAMILIES = {
+    "groot": ("deas_vla.policies.groot", "GrootVLA"),
+    "smolvla": ("deas_vla.policies.smolvla", "SmolVLA"),
+    "pi0": ("deas_vla.policies.pi0", "Pi0VLA"),
+    "pi05": ("deas_vla.policies.pi0", "Pi05VLA"),
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,9 +51,11 @@ class VLAConfig:
 
     Attributes:
         path: Local directory or Hub id of the base checkpoint.
-        family: Which adapter loads it; ``groot`` for GR00T N1.7, ``remote`` for a policy server
-            beside which the checkpoint is the critic's backbone.
-        embodiment: Embodiment tag in the checkpoint, or ``new_embodiment``.
+        family: Which adapter loads it; ``groot`` for GR00T N1.7, ``smolvla``, ``pi0`` and ``pi05``
+            for LeRobot's policies of these types, ``remote`` for a policy server beside which the
+            checkpoint is the critic's backbone.
+        embodiment: Embodiment tag in the checkpoint, or ``new_embodiment``; of LeRobot's policies
+            ``checkpoint`` is the one that they have.
         image_keys: ``observation.images.*`` keys of dataset and environment.
         state_dim: Proprioceptive dimensions S.
         action_dim: Action dimensions A.
@@ -87,12 +96,14 @@ def load_vla(
     """
     if config.family == "remote":
         return _remote(config, dataset_stats, adapter, device)
-    if config.family != "groot":
-        raise DeasError(f"policy.family '{config.family}' is unknown: use groot or remote")
+    if config.family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise DeasError(f"policy.family '{config.family}' is unknown: use {known} or remote")
     dtype = dtype_on(config.dtype, device)
     if dtype not in _DTYPES:
         raise DeasError(f"policy.dtype '{dtype}' is unknown: use auto or one of {sorted(_DTYPES)}")
-    vla = GrootVLA.from_pretrained(
+    module, name = FAMILIES[config.family]
+    vla: VLA = getattr(import_module(module), name).from_pretrained(
         config.path,
         embodiment=config.embodiment,
         image_keys=tuple(config.image_keys),

@@ -44,12 +44,15 @@ class Encoding:
     """What the frozen backbone made of B observations: all that candidates and critic need.
 
     Attributes:
-        tokens: (B, L, D) backbone output.
+        tokens: (B, L, D), what the action head's half of the network begins with: kept of a frame,
+            it is all that `VLA.encoding_from` needs of the pictures.
         attention_mask: bool (B, L), false on padding.
         image_mask: bool (B, L), true on image tokens.
         inputs: The action head's other inputs (normalised state, embodiment), as the family
             needs them.
         state: float32 (B, S), proprioception in environment units.
+        context: (B, L, D), what the critic's feature is pooled from, where that is not ``tokens``;
+            None too in an encoding of kept tokens.
     """
 
     tokens: Tensor
@@ -57,6 +60,7 @@ class Encoding:
     image_mask: Tensor
     inputs: dict[str, Tensor]
     state: Tensor
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)

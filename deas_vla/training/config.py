@@ -84,9 +84,12 @@ class PolicyConfig:
     """The VLA and how its action head is finetuned.
 
     Attributes:
-        path: Base checkpoint: local directory or Hub id of a raw GR00T N1.7 checkpoint.
-        family: Adapter that loads it; ``remote`` takes chunks from ``server`` beside its backbone.
-        embodiment: Embodiment tag; ``new_embodiment`` takes statistics from the dataset.
+        path: Base checkpoint: local directory or Hub id of a raw GR00T N1.7 checkpoint, or of a
+            policy that LeRobot saved.
+        family: Adapter that loads it: ``groot``, LeRobot's ``smolvla``, ``pi0`` and ``pi05``, or
+            ``remote``, which takes chunks from ``server`` beside its backbone.
+        embodiment: Embodiment tag; ``new_embodiment`` takes statistics from the dataset,
+            ``checkpoint`` those of a LeRobot policy.
         dtype: Of the frozen weights: float32, bfloat16 or float16; ``auto`` is bfloat16 on a GPU
             and float32 elsewhere. The critic is float32 everywhere.
         denoising_steps: Flow steps per chunk; the checkpoint's own when left out.

@@ -36,12 +36,17 @@ def settle_tokens(
         directory: Parent of the feature caches.
         record: Of the run.
         accelerator: Its main process decides for all.
+
+    Raises:
+        DeasError: Pictures in every step, of a policy that does not train on them.
     """
     told = [("", "")]
     if accelerator.is_main_process:
         told = [_decide(config, vla, table, directory, record)]
     mode, reason = broadcast_object_list(told)[0]
     config.policy.tokens = mode
+    if mode == "online":
+        vla.training_inputs(config.policy.augment == "checkpoint")  # refused now, or never
     if accelerator.is_main_process:
         record.settle("policy", SETTING, mode)
     accelerator.print(f"policy: tokens {mode}, {reason}")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
 from deas_vla.policies.config import load_vla
+from deas_vla.policies.continuing import blend
 from deas_vla.policies.groot import GrootVLA
-from deas_vla.policies.groot.flow import Flow, blend, replicate
+from deas_vla.policies.groot.flow import Flow, replicate
 from deas_vla.policies.groot.fused import gather
 from deas_vla.policies.vla import Encoding, Tail
 

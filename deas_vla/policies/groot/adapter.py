@@ -13,12 +13,11 @@ from torch import Tensor
 
 from deas_vla.digests import update_with_weights
 from deas_vla.errors import DeasError
+from deas_vla.policies.continuing import held
 from deas_vla.policies.groot.checkpoint import (
     NO_REMOTE_CODE,
-    backbone_path,
     camera_order,
     check_fit,
-    checkpoint_directory,
     named_groups,
     read_config,
     statistics,
@@ -42,6 +41,7 @@ from deas_vla.policies.groot.training_inputs import (
     own_augmentation,
 )
 from deas_vla.policies.lora import active_weights, trains, unwrapped
+from deas_vla.policies.places import checkpoint_directory, shipped
 from deas_vla.policies.vla import Encoding, Tail, VLASpec
 
 
@@ -124,7 +124,7 @@ class GrootVLA:
 
         root = checkpoint_directory(path)
         config = read_config(root, path)
-        backbone = backbone_path(root, config["model_name"])
+        backbone = shipped(root, config["model_name"])
         check_fit(root, config, embodiment, image_keys, state_dim, action_dim)
         if dataset_stats is None and not statistics(root, embodiment):
             raise DeasError(
@@ -214,7 +214,7 @@ class GrootVLA:
         view = self.assemble(
             self.groot,
             root,
-            backbone_path(root, config["model_name"]),
+            shipped(root, config["model_name"]),
             name_or_path=self.name_or_path,
             **robot,
         )
@@ -322,12 +322,9 @@ class GrootVLA:
 
         Behind its end it holds its last action; what the embodiment does not use is zero.
         """
-        horizon = self.spec.action_horizon
-        actions = actions[:, :horizon].cpu()
-        held = actions[:, -1:].expand(-1, horizon - actions.shape[1], -1)
-        actions = torch.cat([actions, held], dim=1)
-        valid = torch.ones(actions.shape[:2], dtype=torch.bool)
-        return self.preprocess_targets(encoding.state.cpu(), actions, valid)["action"]
+        whole = held(actions.cpu(), self.spec.action_horizon)
+        valid = torch.ones(whole.shape[:2], dtype=torch.bool)
+        return self.preprocess_targets(encoding.state.cpu(), whole, valid)["action"]
 
     def flow_matching_loss(self, encoding: Encoding, action: Tensor, action_mask: Tensor) -> Tensor:
         """GR00T's flow-matching loss of the action head on frozen tokens.

@@ -10,28 +10,6 @@ from deas_vla.errors import DeasError
 NO_REMOTE_CODE = {"trust_remote_code": False}
 
 
-def checkpoint_directory(path: str | Path) -> Path:
-    """The local directory of a checkpoint: itself, or the Hub's snapshot of ``path``.
-
-    ``deas_vla/assets/...`` is also found beside the installed package, from any directory.
-    """
-    package = Path(__file__).resolve().parents[2]
-    for local in (Path(path).expanduser(), package.parent / path):
-        if local.is_dir():
-            return local.resolve()
-    if Path(path).is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
-        raise DeasError(f"policy checkpoint '{path}' does not exist: give a directory or a Hub id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # hub errors have no common base
-        raise DeasError(
-            f"policy checkpoint '{path}' is neither a directory nor reachable on the Hub "
-            f"({type(error).__name__}): check the name, the network and `hf auth login`"
-        ) from error
-
-
 def read_config(root: Path, path: str | Path) -> dict[str, Any]:
     """``config.json`` of a raw N1.7 checkpoint; DeasError for any other kind."""
     from lerobot.policies.groot.configuration_groot import is_raw_groot_n1_7_checkpoint
@@ -42,12 +20,6 @@ def read_config(root: Path, path: str | Path) -> dict[str, Any]:
             "say model_type Gr00tN1d7 (such as nvidia/GR00T-N1.7-3B)"
         )
     return json.loads((root / "config.json").read_text())
-
-
-def backbone_path(root: Path, model_name: str) -> str:
-    """A backbone that ships inside the checkpoint is named relative to it."""
-    local = root / model_name
-    return str(local) if local.is_dir() else model_name
 
 
 def tensor_names(root: Path) -> set[str]:

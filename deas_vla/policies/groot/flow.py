@@ -1,13 +1,14 @@
 """How noise becomes chunks: by LeRobot's own code, or for several candidates fused."""
 
 import logging
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deas_vla.errors import DeasError
-from deas_vla.policies.groot.fused import Context, FusedHead
+from deas_vla.policies.continuing import continued
+from deas_vla.policies.groot.fused import FusedHead
 from deas_vla.policies.groot.structure import mismatch
 from deas_vla.policies.vla import Tail
 
@@ -63,7 +64,13 @@ class Flow:
                 )
                 if tail is None:
                     return self._head(head).denoise(context, noise)
-                return self._continue(head, context, noise, tail)
+                return continued(
+                    tail,
+                    noise,
+                    len(context.steps),
+                    head.config.rtc_ramp_rate,
+                    partial(self._head(head).denoise, context),
+                )
             if tail is not None:
                 raise DeasError(
                     f"this action head cannot go on from an earlier chunk ({reason}): leave out "
@@ -82,41 +89,6 @@ class Flow:
         if self._told != reason:
             self._told = reason
             _log.warning("the action head runs as LeRobot has it, not fused: %s", reason)
-
-    def _continue(self, head: Any, context: Context, noise: Tensor, tail: Tail) -> Tensor:
-        """Fresh and warm candidates beside each other, the warm ones from a later step on."""
-        fused, steps = self._head(head), len(context.steps)
-        begin = min(max(round(tail.progress * steps), 0), steps - 1)
-        warm = tail.warm.to(noise.device)
-        clean = tail.actions.to(noise.device, noise.dtype)[:, None]  # (B, 1, H, A_model)
-        rows = torch.arange(noise.shape[2], device=noise.device)[:, None]  # (H, 1)
-        strength = blend(rows, tail.frozen, tail.overlap, head.config.rtc_ramp_rate)
-        fresh = torch.where(rows < tail.overlap, clean, noise[:, ~warm])
-        fresh = fused.denoise(context, fresh, end=begin, strength=strength.to(noise.dtype))
-        time = begin / steps
-        started = (1 - time) * noise[:, warm] + time * clean
-        started = torch.where(rows < tail.frozen, clean, started)
-        both = torch.cat([fresh, started], dim=1)
-        strength = torch.stack([strength, (rows >= tail.frozen).to(strength.dtype)])  # (2, H, 1)
-        kind = torch.cat([torch.zeros(fresh.shape[1]), torch.ones(started.shape[1])]).long()
-        strengths = strength[kind.to(noise.device)].to(noise.dtype)  # (N, H, 1)
-        both = fused.denoise(context, both, begin=begin, strength=strengths)
-        places = torch.cat([torch.nonzero(~warm), torch.nonzero(warm)]).flatten()
-        return both[:, places.argsort()]
-
-
-def blend(rows: Tensor, frozen: int, overlap: int, ramp_rate: float) -> Tensor:
-    """How much of the flow each step of a chunk follows: LeRobot's ramp, float32 (H, 1).
-
-    0 where a step is ``frozen``, 1 from ``overlap`` on, and between them
-    ``(1 - exp(-ramp_rate t)) / (1 - exp(-ramp_rate))`` at evenly spaced t inside (0, 1).
-    """
-    time = torch.linspace(0.0, 1.0, max(overlap - frozen, 0) + 2, device=rows.device)[1:-1]
-    ramp = torch.zeros_like(rows, dtype=torch.float32)
-    ramp[overlap:] = 1.0
-    whole = 1 - torch.exp(torch.tensor(-ramp_rate))
-    ramp[frozen:overlap, 0] = (1 - torch.exp(-ramp_rate * time)) / whole
-    return ramp
 
 
 def replicate(head: Any, features: Any, backbone: Any, inputs: Any, noise: Tensor) -> Tensor:

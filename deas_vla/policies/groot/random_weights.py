@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from deas_vla.policies.groot.adapter import GrootVLA
-from deas_vla.policies.groot.checkpoint import NO_REMOTE_CODE, checkpoint_directory
+from deas_vla.policies.groot.checkpoint import NO_REMOTE_CODE
 from deas_vla.policies.groot.flow import Flow
 from deas_vla.policies.groot.processors import quiet
+from deas_vla.policies.places import checkpoint_directory
 
 _NANO = "deas_vla/assets/groot_nano"  # tokenizer, statistics and embodiment of every size
 _EMBODIMENT = "robosuite_panda"

@@ -1,0 +1,56 @@
+"""SmolVLA through LeRobot's own classes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from deas_vla.errors import DeasError
+from deas_vla.policies.places import shipped
+from deas_vla.policies.prefix.adapter import PrefixVLA
+from deas_vla.policies.prefix.network import PrefixNetwork
+from deas_vla.policies.smolvla.network import SmolNetwork
+
+_EXPERT = r"model\.vlm_with_expert\.lm_expert\..*\."
+
+
+class SmolVLA(PrefixVLA):
+    """LeRobot's ``SmolVLAPolicy`` behind the ``VLA`` protocol."""
+
+    family: ClassVar[str] = "smolvla"
+    example: ClassVar[str] = "lerobot/smolvla_base"
+    network_class: ClassVar[type[PrefixNetwork]] = SmolNetwork
+    lora_parts: Mapping[str, str] = {
+        "head": _EXPERT + r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        "attention": _EXPERT + r"(q_proj|k_proj|v_proj|o_proj)",
+    }
+    projectors: tuple[str, ...] = (
+        "state_proj",
+        "action_in_proj",
+        "action_out_proj",
+        "action_time_mlp_in",
+        "action_time_mlp_out",
+    )
+
+    @classmethod
+    def set_steps(cls, config: Any, steps: int) -> None:
+        config.num_steps = steps
+
+    @classmethod
+    def build(cls, config: Any, root: Path, dtype: torch.dtype) -> Any:
+        """The policy; its language model's configuration may lie in a folder of the checkpoint."""
+        from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+        config.load_vlm_weights = False  # the checkpoint has them
+        config.vlm_model_name = shipped(root, config.vlm_model_name)
+        try:
+            policy = SmolVLAPolicy(config)
+        except (OSError, ImportError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise DeasError(
+                f"language model '{config.vlm_model_name}' of the checkpoint cannot be built "
+                f"({said}): check the network, and that lerobot[smolvla]'s packages are installed"
+            ) from error
+        policy.model.vlm_with_expert.vlm.to(dtype)  # as LeRobot has it, the expert stays float32
+        return policy
