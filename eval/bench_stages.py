@@ -29,10 +29,10 @@ from deas_vla.data.feature_files import RowFile
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.benches.dataset import write_dataset
 from deas_vla.evaluation.benches.memory import MemoryWatch
-from deas_vla.evaluation.benches.stand_in import TOKENS, WIDTH, StandIn
 from deas_vla.evaluation.results.pages import html_table, write_page
 from deas_vla.evaluation.timing import check_counts
 from deas_vla.files import write_json
+from deas_vla.policies.groot.stand_in import TOKENS, WIDTH, StandIn
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import run_record
 from deas_vla.training.checkpoints import CheckpointConfig

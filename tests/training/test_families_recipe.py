@@ -111,7 +111,8 @@ def test_another_base_is_refused(bundle: Path, base: Path, tmp_path: Path) -> No
 
 def test_pictures_in_the_loop(base: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     flags = (f"--policy.path={base}", "--policy.family=smolvla", "--policy.tokens=online")
-    bundle = recipe(tiny_dataset, tmp_path / "online", *flags, "--policy.workers=1")
+    flags += ("--policy.embodiment=new_embodiment", "--policy.workers=1")
+    bundle = recipe(tiny_dataset, tmp_path / "online", *flags)
     assert not list((tmp_path / "online").glob("cache/tokens-*"))
     assert read_manifest(bundle)["config"]["policy"]["tokens"] == "online"
     assert open_bundle(bundle).predict_action_chunk(observation(open_bundle(bundle))).shape[2] == 7

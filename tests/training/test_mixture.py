@@ -34,11 +34,11 @@ def test_a_mixture_trains(
     cache = Path(shutil.copytree(bundle / "cache", tmp_path / "cache"))
     before = {path.name for path in cache.iterdir()}
     encoded = []
-    encode = GrootVLA.encode
+    encode = GrootVLA.encode_inputs
     monkeypatch.setattr(
         GrootVLA,
-        "encode",
-        lambda vla, batch: encoded.append(len(batch["task"])) or encode(vla, batch),
+        "encode_inputs",
+        lambda vla, inputs, state: encoded.append(len(state)) or encode(vla, inputs, state),
     )
     output = recipe(
         tiny_dataset,
@@ -51,7 +51,8 @@ def test_a_mixture_trains(
     # What the first dataset has in the cache stays; the other gets caches of its own.
     new = {path.name for path in cache.iterdir()} - before
     assert len(new) == 2 and {name.split("-")[0] for name in new} == {"tokens", "pooled"}
-    assert sum(encoded) == 14 + 16 + 18 + 2  # frames of the rollouts, and an instruction each
+    # Frames of the rollouts, and an instruction of each dataset: for its size, for its masks.
+    assert sum(encoded) == 14 + 16 + 18 + 4
 
     data = read_manifest(output)["data"]
     assert data["episodes"] == 9 and [s["weight"] for s in data["sources"]] == [1, 3]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.groot.adapter import GrootVLA
 from deas_vla.policies.groot.random_weights import Size, random_vla
 from deas_vla.policies.vla import Encoding
 
