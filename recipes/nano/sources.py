@@ -18,7 +18,6 @@ from deas_vla.policies.vla import Encoding
 
 # How much colours vary in training: of a table that is always the same, and of kitchens.
 COLOURS = {"lift": 0.04, "kitchens": 0.12}
-NEAR = 0.05  # metres: within it a miss counts fully, beyond it by its share of the distance
 
 
 @dataclass
@@ -29,8 +28,8 @@ class Questions:
         images: float32 (B, C, 3, H, W), -1 to 1.
         ids: Tokens of picture and text (B, L), padded on the left; ``mask`` says which are real.
         grid: int64 (B * C, 3), patches of each picture.
-        target: float32 (B, 6), where the named thing is: in the robot's frame, and from the hand as
-            `asinh(distance / NEAR)`, normalised; empty where nothing was asked.
+        target: float32 (B, 6), where the named thing is: in the robot's frame and from the hand,
+            normalised; empty where nothing was asked.
     """
 
     images: Tensor
@@ -58,11 +57,9 @@ class Source:
         self.held_out = torch.from_numpy(np.isin(frames.episode, out))
         aside = self.held_out[self.pair_frame]
         self.train_pairs, self.test_pairs = torch.where(~aside)[0], torch.where(aside)[0]
-        self.at_work = torch.from_numpy(frames.imitate)[self.pair_frame]  # (m,) of an expert
         at = torch.from_numpy(frames.pair_target)
         hand = torch.from_numpy(frames.hand)[self.pair_frame]
-        self.from_hand = at - hand  # (m, 3) metres
-        where = torch.cat([at, torch.asinh(self.from_hand / NEAR)], dim=1)  # (m, 6)
+        where = torch.cat([at, at - hand], dim=1)  # (m, 6) metres
         self.centre = where[self.train_pairs].mean(0)
         self.scale = where[self.train_pairs].std(0)
         self.where = (where - self.centre) / self.scale
@@ -99,17 +96,6 @@ class Source:
             batch.images = recoloured(batch.images, COLOURS[self.robot.folder])
         batch.target = self.where[pairs]
         return batch
-
-    def drawn(self, count: int, at_work: float) -> Tensor:
-        """Questions to train on, (count,), a share ``at_work`` of them about experts' frames."""
-        working = self.at_work[self.train_pairs]
-        weight = torch.where(working, at_work / working.sum(), (1 - at_work) / (~working).sum())
-        return self.train_pairs[torch.multinomial(weight, count, replacement=True)]
-
-    def misses(self, pairs: Tensor, predicted: Tensor) -> Tensor:
-        """Metres (B,) from the place that ``predicted`` (B, 6) tells, seen from the hand."""
-        found = NEAR * torch.sinh((predicted * self.scale + self.centre)[:, 3:])
-        return (found - self.from_hand[pairs]).norm(dim=1)
 
     def looks(self, frames: Tensor) -> Questions:
         """Frames with their episodes' own instructions."""
