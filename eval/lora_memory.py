@@ -24,10 +24,8 @@ from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLASpec
 from deas_vla.provenance import run_record
 from deas_vla.training.config import PolicyConfig
-from deas_vla.training.memory import saved_bytes
+from deas_vla.training.memory import BYTES_PER_TRAINED, saved_bytes
 from deas_vla.training.policy import FlowMatching, add_lora
-
-BYTES_PER_TRAINED = 16  # float32 weight and gradient, two float32 moments of AdamW
 
 
 @dataclass

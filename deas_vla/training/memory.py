@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from deas_vla.errors import DeasError
 
+BYTES_PER_TRAINED = 16  # float32 weight and gradient, two float32 moments of AdamW
+
 
 @contextmanager
 def told_memory(what: str, remedy: str) -> Iterator[None]:

@@ -18,12 +18,11 @@ from deas_vla.data.feature_cache import size
 from deas_vla.errors import DeasError
 from deas_vla.policies.vla import VLA
 from deas_vla.training.config import PolicyConfig
-from deas_vla.training.memory import saved_bytes
+from deas_vla.training.memory import BYTES_PER_TRAINED, saved_bytes
 from deas_vla.training.policy import FlowMatching, finetune_policy, joined_batch, policy_targets
 from deas_vla.training.policy_inputs import Part, PolicyInputs
 from deas_vla.training.run import Run
 
-_BYTES_PER_TRAINED = 16  # float32 weight and gradient, two float32 moments of AdamW
 _ROOM = {"full": (int(9e9), int(8e9)), "nano": (int(1e8), int(1e8))}  # disk and memory, bytes
 
 
@@ -228,7 +227,7 @@ def rehearse_policy(
     vla.model.eval()
     print(f"  an update: {seconds:.3f} s a chunk, of which autograd keeps {kept / 1e6:.1f} MB")
     weights = sum(
-        p.numel() * (_BYTES_PER_TRAINED if p.requires_grad else p.element_size())
+        p.numel() * (BYTES_PER_TRAINED if p.requires_grad else p.element_size())
         for p in vla.model.parameters()
     )
     return seconds, kept, weights

@@ -78,6 +78,17 @@ def test_features_bench(tiny_dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_workers_ahead_of_a_device_make_the_same_features(tmp_path: Path) -> None:
+    bench = load_script("eval/bench_pipeline.py")
+    settings = {"device_ms": [1.0], "workers": [1], "pixels": 64, "episodes": 1, "rounds": 1}
+    bench.main(bench.BenchConfig(**settings, output_dir=tmp_path))  # refuses other ones itself
+    serial, ahead = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert ahead["ratio_to"] == serial["what"] and ahead["ratio"] > 0
+    with pytest.raises(DeasError, match=r"and a warm-up take .*: use fewer --rounds"):
+        bench.main(bench.BenchConfig(**settings | {"episodes": 300}, output_dir=tmp_path))
+
+
+@pytest.mark.slow
 def test_tokens_bench(tiny_dataset: Path, tmp_path: Path) -> None:
     bench = load_script("eval/bench_tokens.py")
     flags = [f"--dataset.root={tiny_dataset}", "--dataset.repo_id=test/tiny", "--episodes=2"]

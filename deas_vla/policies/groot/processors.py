@@ -1,6 +1,5 @@
 """LeRobot's GR00T processors: built from a checkpoint, offline, and looked into."""
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deas_vla.policies.groot.checkpoint import NO_REMOTE_CODE
+from deas_vla.policies.on_cpu import on_cpu
 
 
 def build_processors(
@@ -83,16 +83,10 @@ def on_host(
 
     Pixels come in the network's ``dtype``, as the backbone takes them: less to hand over.
     """
-    from lerobot.processor import DeviceProcessorStep
-
     where = encode_step(preprocessor)._target_device()
     if where is not None and where.type != "cpu":
         return None
-    own = copy.deepcopy(preprocessor)
-    encode_step(own).device = "cpu"
-    for at, step in enumerate(own.steps):
-        if isinstance(step, DeviceProcessorStep):
-            own.steps[at] = DeviceProcessorStep(device="cpu")
+    own = on_cpu(preprocessor)
 
     def preprocess(batch: Mapping[str, Any]) -> dict[str, Any]:
         inputs = own(dict(batch))

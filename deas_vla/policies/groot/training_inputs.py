@@ -1,6 +1,5 @@
 """GR00T's preprocessing in worker processes, with the checkpoint's own augmentation."""
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deas_vla.policies.groot.processors import encode_step
+from deas_vla.policies.on_cpu import on_cpu
 
 BACKBONE_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
 
@@ -113,12 +113,7 @@ class GrootTrainingInputs:
         dtype: torch.dtype,
         augmentation: Augmentation | None,
     ) -> None:
-        self._preprocessor = copy.deepcopy(preprocessor)
-        for step in self._preprocessor.steps:
-            if hasattr(step, "device"):
-                step.device = "cpu"
-            if hasattr(step, "tensor_device"):
-                step.tensor_device = torch.device("cpu")
+        self._preprocessor = on_cpu(preprocessor)
         self._state_dim = state_dim
         self._dtype = dtype
         self._augmentation = augmentation

@@ -10,9 +10,8 @@ from deas_vla.policies.pi0.network import Pi0Network, Pi05Network
 from deas_vla.policies.pi0.sizes import build, read_size
 from deas_vla.policies.prefix.adapter import PrefixVLA
 from deas_vla.policies.prefix.network import PrefixNetwork
+from deas_vla.policies.prefix.parts import PROJECTORS, expert_parts
 from deas_vla.policies.prefix.processors import state_statistics
-
-_EXPERT = r"model\.paligemma_with_expert\.gemma_expert\.model\.layers\..*\."
 
 
 class Pi0VLA(PrefixVLA):
@@ -21,17 +20,10 @@ class Pi0VLA(PrefixVLA):
     family: ClassVar[str] = "pi0"
     example: ClassVar[str] = "lerobot/pi0_base"
     network_class: ClassVar[type[PrefixNetwork]] = Pi0Network
-    lora_parts: Mapping[str, str] = {
-        "head": _EXPERT + r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        "attention": _EXPERT + r"(q_proj|k_proj|v_proj|o_proj)",
-    }
-    projectors: tuple[str, ...] = (
-        "state_proj",
-        "action_in_proj",
-        "action_out_proj",
-        "action_time_mlp_in",
-        "action_time_mlp_out",
+    lora_parts: Mapping[str, str] = expert_parts(
+        r"model\.paligemma_with_expert\.gemma_expert\.model\.layers"
     )
+    projectors: tuple[str, ...] = PROJECTORS
 
     @classmethod
     def set_steps(cls, config: Any, steps: int) -> None:

@@ -1,12 +1,12 @@
 """LeRobot's preprocessing of pictures and words in worker processes."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deas_vla.policies.on_cpu import on_cpu
 from deas_vla.policies.prefix.processors import unit_pictures
 
 _KEPT = ("observation.images.", "observation.language.")
@@ -21,12 +21,7 @@ class PrefixTrainingInputs:
     """
 
     def __init__(self, preprocessor: Any, state_dim: int) -> None:
-        self._preprocessor = copy.deepcopy(preprocessor)
-        for step in self._preprocessor.steps:
-            if hasattr(step, "device"):
-                step.device = "cpu"
-            if hasattr(step, "tensor_device"):
-                step.tensor_device = torch.device("cpu")
+        self._preprocessor = on_cpu(preprocessor)
         self._state_dim = state_dim
 
     def augment(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,9 +10,8 @@ from deas_vla.errors import DeasError
 from deas_vla.policies.places import shipped
 from deas_vla.policies.prefix.adapter import PrefixVLA
 from deas_vla.policies.prefix.network import PrefixNetwork
+from deas_vla.policies.prefix.parts import PROJECTORS, expert_parts
 from deas_vla.policies.smolvla.network import SmolNetwork
-
-_EXPERT = r"model\.vlm_with_expert\.lm_expert\..*\."
 
 
 class SmolVLA(PrefixVLA):
@@ -21,17 +20,8 @@ class SmolVLA(PrefixVLA):
     family: ClassVar[str] = "smolvla"
     example: ClassVar[str] = "lerobot/smolvla_base"
     network_class: ClassVar[type[PrefixNetwork]] = SmolNetwork
-    lora_parts: Mapping[str, str] = {
-        "head": _EXPERT + r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        "attention": _EXPERT + r"(q_proj|k_proj|v_proj|o_proj)",
-    }
-    projectors: tuple[str, ...] = (
-        "state_proj",
-        "action_in_proj",
-        "action_out_proj",
-        "action_time_mlp_in",
-        "action_time_mlp_out",
-    )
+    lora_parts: Mapping[str, str] = expert_parts(r"model\.vlm_with_expert\.lm_expert")
+    projectors: tuple[str, ...] = PROJECTORS
 
     @classmethod
     def set_steps(cls, config: Any, steps: int) -> None:
