@@ -4,7 +4,7 @@ python recipes/nano/make_kitchen_data.py --workers=2 --output=outputs/nano_data/
 
 Two kinds: scripted experts at work, whose actions are imitated too, and a robot that stands about
 in many more kitchens, its arm anywhere, doors and drawers half open. A frame of a stove is asked
-for each of its knobs.
+for each of its knobs. Kitchens are varied (varied.py), and painted anew for every picture.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from frames import HORIZON, Frames, chunk_at, in_processes
 from tqdm import tqdm
+from varied import Painter, write_varied
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.envs.env import Observation
@@ -37,6 +38,8 @@ class DataConfig(ScriptedConfig):
         every: Keep a picture of every n-th step of an episode, from a random phase.
         scenes: Kitchens that the robot stands about in, over all tasks of lite kitchens.
         poses: Pictures in each of them.
+        layouts: New layouts that each worker makes out of those to train in.
+        styles: New styles likewise; every layout goes with every style.
         output: Directory for one ``part_<k>.npz`` per worker.
     """
 
@@ -50,6 +53,8 @@ class DataConfig(ScriptedConfig):
     every: int = 4
     scenes: int = 720
     poses: int = 10
+    layouts: int = 24
+    styles: int = 12
     output: Path = Path("outputs/nano_data/kitchens")
 
 
@@ -84,10 +89,15 @@ def work(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
     expert = ReachExpert(ReachExpertConfig(sloppiness=config.sloppiness, jitter=0.1))
     phase = int(np.random.default_rng(seed).integers(config.every))
     found = Collector(env)
+    rng = np.random.default_rng((seed, 5))
+    painter: Painter | None = None
 
     def keep(step: int) -> bool:
+        nonlocal painter
         if step % config.every != phase:
             return False
+        painter = painter or Painter(env)
+        painter.paint(rng)
         found.add(None, seed, landmarks(env))
         return True
 
@@ -104,9 +114,10 @@ def stand_about(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
     env.reset(seed)
     half_open(env.kitchen, float(rng.uniform()))
     start = env.save_state()
-    found = Collector(env)
+    found, painter = Collector(env), Painter(env)
     for _ in range(config.poses):
         env.restore_state(start)
+        painter.paint(rng)
         scatter(env.kitchen, rng)
         env.step(np.zeros(12, np.float32))
         asked = {text: at for text, at in landmarks(env).items() if in_sight(env, at)}
@@ -159,10 +170,16 @@ def simulate(config: DataConfig, worker: int) -> None:
     rows: list[dict[str, object]] = []
     pairs: list[tuple[int, str, object]] = []
     envs: dict[tuple[str, int], KitchenEnv] = {}
+    scenes = write_varied(
+        config.output / f"kitchens_{worker}",
+        config.layouts,
+        config.styles,
+        np.random.default_rng((config.first_seed, worker)),
+    )
     for seed, (look, task, horizon) in tqdm(mine, disable=worker > 0):
         if (task, horizon) not in envs:
             kitchen = KitchenConfig(
-                task=task, assets="lite", split="train", image_size=64, horizon=horizon
+                task=task, assets="lite", split="train", image_size=64, horizon=horizon, **scenes
             )
             envs[task, horizon] = KitchenEnv(kitchen)
         found = look(envs[task, horizon], seed, config)

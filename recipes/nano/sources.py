@@ -18,6 +18,7 @@ from deas_vla.policies.vla import Encoding
 
 # How much colours vary in training: of a table that is always the same, and of kitchens.
 COLOURS = {"lift": 0.04, "kitchens": 0.12}
+NEAR = 0.05  # metres: within it a miss counts fully, beyond it by its share of the distance
 
 
 @dataclass
@@ -28,8 +29,8 @@ class Questions:
         images: float32 (B, C, 3, H, W), -1 to 1.
         ids: Tokens of picture and text (B, L), padded on the left; ``mask`` says which are real.
         grid: int64 (B * C, 3), patches of each picture.
-        target: float32 (B, 6), where the named thing is: in the robot's frame and from the hand,
-            normalised; empty where nothing was asked.
+        target: float32 (B, 6), where the named thing is: in the robot's frame, and from the hand as
+            `asinh(distance / NEAR)`, normalised; empty where nothing was asked.
     """
 
     images: Tensor
@@ -57,9 +58,11 @@ class Source:
         self.held_out = torch.from_numpy(np.isin(frames.episode, out))
         aside = self.held_out[self.pair_frame]
         self.train_pairs, self.test_pairs = torch.where(~aside)[0], torch.where(aside)[0]
+        self.at_work = torch.from_numpy(frames.imitate)[self.pair_frame]  # (m,) of an expert
         at = torch.from_numpy(frames.pair_target)
         hand = torch.from_numpy(frames.hand)[self.pair_frame]
-        where = torch.cat([at, at - hand], dim=1)  # (m, 6) metres
+        self.from_hand = at - hand  # (m, 3) metres
+        where = torch.cat([at, torch.asinh(self.from_hand / NEAR)], dim=1)  # (m, 6)
         self.centre = where[self.train_pairs].mean(0)
         self.scale = where[self.train_pairs].std(0)
         self.where = (where - self.centre) / self.scale
@@ -96,6 +99,17 @@ class Source:
             batch.images = recoloured(batch.images, COLOURS[self.robot.folder])
         batch.target = self.where[pairs]
         return batch
+
+    def drawn(self, count: int, at_work: float) -> Tensor:
+        """Questions to train on, (count,), a share ``at_work`` of them about experts' frames."""
+        working = self.at_work[self.train_pairs]
+        weight = torch.where(working, at_work / working.sum(), (1 - at_work) / (~working).sum())
+        return self.train_pairs[torch.multinomial(weight, count, replacement=True)]
+
+    def misses(self, pairs: Tensor, predicted: Tensor) -> Tensor:
+        """Metres (B,) from the place that ``predicted`` (B, 6) tells, seen from the hand."""
+        found = NEAR * torch.sinh((predicted * self.scale + self.centre)[:, 3:])
+        return (found - self.from_hand[pairs]).norm(dim=1)
 
     def looks(self, frames: Tensor) -> Questions:
         """Frames with their episodes' own instructions."""
@@ -150,10 +164,26 @@ def patches_of(images: Tensor) -> Tensor:
 
 
 def recoloured(images: Tensor, strength: float) -> Tensor:
-    """Another light on each observation (B, C, 3, H, W), and noise on its pixels."""
-    shape = (len(images), 1, 3, 1, 1)
-    light = 1 + strength * torch.randn(shape)
-    return images * light + strength * torch.randn(shape) + 0.02 * torch.randn_like(images)
+    """Other colours on each picture (B, C, 3, H, W), other light in parts of it, a hole, and noise."""
+    if strength < 0.1:
+        shape = (len(images), 1, 3, 1, 1)
+        light = 1 + strength * torch.randn(shape)
+        return images * light + strength * torch.randn(shape) + 0.02 * torch.randn_like(images)
+    batch, cameras, _, height, width = images.shape
+    mix = torch.eye(3) + 0.2 * torch.randn(batch, 1, 3, 3)
+    out = torch.einsum("bcij,bcjhw->bcihw", mix.expand(batch, cameras, 3, 3), images)
+    out = out * (1 + 0.15 * torch.randn(batch, cameras, 3, 1, 1))
+    out = out + 0.15 * torch.randn(batch, cameras, 3, 1, 1)
+    field = nn.functional.interpolate(
+        0.15 * torch.randn(batch * cameras, 3, 5, 5), (height, width), mode="bilinear", align_corners=True
+    ).view_as(images)
+    out = out + field * torch.rand(batch, 1, 1, 1, 1) * 2
+    side = torch.randint(0, 20, (batch, cameras, 1, 1))
+    y, x = (torch.randint(0, height, (batch, cameras, 1, 1)) for _ in range(2))
+    rows, columns = torch.arange(height).view(1, 1, -1, 1), torch.arange(width).view(1, 1, 1, -1)
+    hole = ((rows - y).abs() * 2 < side) & ((columns - x).abs() * 2 < side)
+    out = torch.where(hole.unsqueeze(2), torch.randn(batch, cameras, 3, 1, 1) * 0.5, out)
+    return out.clamp(-1.2, 1.2) + 0.02 * torch.randn_like(images)
 
 
 def backbone(model, batch: Questions) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ LITE_TASKS = (
     "PickPlaceCounterToMicrowave",
     "PickPlaceMicrowaveToCounter",
 )
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 REGISTRY = "lite"  # name of our objects among RoboCasa's object registries
 
 
@@ -102,14 +103,14 @@ def _splits() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
 
 def _own(path: Path) -> Description:
     try:
-        return Description(yaml.safe_load(path.read_text()))
+        return Description(yaml.load(path.read_text(), Loader=_LOADER))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise DeasError(f"{path} cannot be read as a YAML dictionary: {error}") from error
 
 
 @functools.cache
 def _parsed(path: Path) -> Any:
-    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return yaml.load(path.read_text(), Loader=_LOADER)
 
 
 # Split to its layouts and styles: every layout of a split goes with every style of it, and no
