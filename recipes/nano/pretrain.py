@@ -68,7 +68,7 @@ class PretrainConfig:
 
 
 def one_cycle(parameters: list[nn.Parameter], lr: float, steps: int):
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=lr, total_steps=steps, pct_start=0.1 if steps > 20 else 0.3
     )

@@ -164,26 +164,10 @@ def patches_of(images: Tensor) -> Tensor:
 
 
 def recoloured(images: Tensor, strength: float) -> Tensor:
-    """Other colours on each picture (B, C, 3, H, W), other light in parts of it, a hole, and noise."""
-    if strength < 0.1:
-        shape = (len(images), 1, 3, 1, 1)
-        light = 1 + strength * torch.randn(shape)
-        return images * light + strength * torch.randn(shape) + 0.02 * torch.randn_like(images)
-    batch, cameras, _, height, width = images.shape
-    mix = torch.eye(3) + 0.2 * torch.randn(batch, 1, 3, 3)
-    out = torch.einsum("bcij,bcjhw->bcihw", mix.expand(batch, cameras, 3, 3), images)
-    out = out * (1 + 0.15 * torch.randn(batch, cameras, 3, 1, 1))
-    out = out + 0.15 * torch.randn(batch, cameras, 3, 1, 1)
-    field = nn.functional.interpolate(
-        0.15 * torch.randn(batch * cameras, 3, 5, 5), (height, width), mode="bilinear", align_corners=True
-    ).view_as(images)
-    out = out + field * torch.rand(batch, 1, 1, 1, 1) * 2
-    side = torch.randint(0, 20, (batch, cameras, 1, 1))
-    y, x = (torch.randint(0, height, (batch, cameras, 1, 1)) for _ in range(2))
-    rows, columns = torch.arange(height).view(1, 1, -1, 1), torch.arange(width).view(1, 1, 1, -1)
-    hole = ((rows - y).abs() * 2 < side) & ((columns - x).abs() * 2 < side)
-    out = torch.where(hole.unsqueeze(2), torch.randn(batch, cameras, 3, 1, 1) * 0.5, out)
-    return out.clamp(-1.2, 1.2) + 0.02 * torch.randn_like(images)
+    """Another light on each observation (B, C, 3, H, W), and noise on its pixels."""
+    shape = (len(images), 1, 3, 1, 1)
+    light = 1 + strength * torch.randn(shape)
+    return images * light + strength * torch.randn(shape) + 0.02 * torch.randn_like(images)
 
 
 def backbone(model, batch: Questions) -> dict[str, Tensor]:
@@ -204,7 +188,7 @@ class Chunks:
         frames = torch.from_numpy(np.flatnonzero(source.frames.imitate))
         tokens, attention, images = [], [], []
         with torch.no_grad():
-            for part in tqdm(frames.split(256), desc=f"tokens, {source.robot.folder}"):
+            for part in tqdm(frames.split(32), desc=f"tokens, {source.robot.folder}"):
                 out = backbone(model, source.looks(part))
                 tokens.append(out["backbone_features"].half())
                 attention.append(out["backbone_attention_mask"])

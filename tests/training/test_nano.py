@@ -156,6 +156,16 @@ def test_both_robots_are_trained_over_one_backbone(
     vision = [m.backbone.visual.patch_embed.proj.weight for m in (vla.groot, before)]
     assert (vision[0] - vision[1]).abs().max() > 1e-3
 
+    pretrain.main(  # a grounded backbone goes on to the second phase alone
+        pretrain.PretrainConfig(
+            init=tmp_path / "nano", data=nano_frames, output=tmp_path / "on",
+            **settings | {"grounding_steps": 0},
+        )
+    )  # fmt: skip
+    report = json.loads((tmp_path / "on/pretraining.json").read_text())
+    assert {*report[PANDA.tag]} == {"frames", "flow_loss"}
+    assert load(tmp_path / "on", PANDA).backbone_fingerprint() == vla.backbone_fingerprint()
+
 
 def load(path: Path, robot: object) -> object:
     return load_vla(
