@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deas_vla.policies.config import VLAConfig
+from deas_vla.policies.vla import VLA
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "deas_vla/assets/groot_nano"
@@ -30,3 +32,9 @@ def observation(batch: int, seed: int = 0) -> dict:
     }
     state = torch.randn(batch, 9, generator=generator) * 0.1
     return {**pictures, "observation.state": state, "task": ["lift the red cube"] * batch}
+
+
+def noise(vla: VLA, batch: int, candidates: int, seed: int = 1) -> Tensor:
+    """What candidates start from, (B, N, H', A')."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, candidates, *vla.spec.noise_shape, generator=generator)

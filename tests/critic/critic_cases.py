@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deas_vla.critic import ChunkBatch, CriticConfig, Statistics
+from deas_vla.critic import ChunkBatch, Critic, CriticConfig, Statistics
 
 B, F, S, H, A, N = 12, 6, 3, 4, 2, 5
 
@@ -61,3 +61,14 @@ def random_batch(seed: int = 2, size: int = B, dtype: torch.dtype = torch.float3
         next_actions=normal(size, H, A),
         next_candidates=normal(size, N, H, A),
     )
+
+
+def trained(critic: Critic, batch: ChunkBatch, steps: int) -> Critic:
+    optimizer, generator = critic.make_optimizer(), seeded(9)
+    for _ in range(steps):
+        loss, _ = critic(batch, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        critic.update_target()
+    return critic
