@@ -23,7 +23,16 @@ def write_varied(
 ) -> dict[str, tuple[str, ...]]:
     """YAML files of new kitchens, which `KitchenConfig` takes as ``layouts`` and ``styles``.
 
-    None has anything of a layout or a style to test in.
+    Each is made of parts of kitchens to train in alone.
+
+    Args:
+        folder: Where they go; made where it is missing.
+        layouts: How many new layouts.
+        styles: How many new styles.
+        rng: Draws all of them.
+
+    Returns:
+        ``layouts`` and ``styles``, paths.
     """
     train = catalogue.LITE_SPLITS["train"]
     made = {
@@ -124,8 +133,10 @@ class Painter:
         self._kept = np.array([name.startswith(ROBOT) for name in names])
 
     def paint(self, rng: np.random.Generator) -> None:
-        """One picture in three as it is, the others darker, textures cannot be lighter, and of
-        another hue; the robot as it is."""
+        """For the next picture; one in three is of the kitchen as it is.
+
+        Materials get darker, for a texture can't be lighter, and of another hue. The robot stays.
+        """
         for name, plain in self._plain.items():
             getattr(self._model, name)[:] = plain
         if rng.random() < 1 / 3:
