@@ -4,7 +4,8 @@ python recipes/nano/make_kitchen_data.py --workers=2 --output=outputs/nano_data/
 
 Two kinds: scripted experts at work, whose actions are imitated too, and a robot that stands about
 in many more kitchens, its arm anywhere, doors and drawers half open. A frame of a stove is asked
-for each of its knobs. Kitchens are varied (varied.py), and painted anew for every picture.
+for each of its knobs. Kitchens to train in are varied (varied.py), and painted anew for every
+picture; others are as they are.
 """
 
 from dataclasses import dataclass, field
@@ -29,16 +30,17 @@ from deas_vla.evaluation.recording import ScriptedConfig
 
 @dataclass
 class DataConfig(ScriptedConfig):
-    """What to look at, in kitchens of the training split; datasets and evaluations use other seeds.
+    """What to look at; datasets and evaluations use other seeds.
 
     Attributes:
         episodes: Of experts, over all ``tasks``.
         tasks: What they do.
         horizons: Steps until truncation of each.
         every: Keep a picture of every n-th step of an episode, from a random phase.
+        split: Of lite kitchens: ``train`` to train on, ``validation`` to look at misses.
         scenes: Kitchens that the robot stands about in, over all tasks of lite kitchens.
         poses: Pictures in each of them.
-        layouts: New layouts that each worker makes out of those to train in.
+        layouts: New layouts that each worker makes out of those to train in; other splits are kept.
         styles: New styles likewise; every layout goes with every style.
         output: Directory for one ``part_<k>.npz`` per worker.
     """
@@ -51,6 +53,7 @@ class DataConfig(ScriptedConfig):
     )
     horizons: list[int] = field(default_factory=lambda: [160, 220, 160, 220])
     every: int = 4
+    split: str = "train"
     scenes: int = 720
     poses: int = 10
     layouts: int = 24
@@ -96,8 +99,9 @@ def work(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
         nonlocal painter
         if step % config.every != phase:
             return False
-        painter = painter or Painter(env)
-        painter.paint(rng)
+        if config.split == "train":
+            painter = painter or Painter(env)
+            painter.paint(rng)
         found.add(None, seed, landmarks(env))
         return True
 
@@ -117,7 +121,8 @@ def stand_about(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
     found, painter = Collector(env), Painter(env)
     for _ in range(config.poses):
         env.restore_state(start)
-        painter.paint(rng)
+        if config.split == "train":
+            painter.paint(rng)
         scatter(env.kitchen, rng)
         env.step(np.zeros(12, np.float32))
         asked = {text: at for text, at in landmarks(env).items() if in_sight(env, at)}
@@ -170,16 +175,19 @@ def simulate(config: DataConfig, worker: int) -> None:
     rows: list[dict[str, object]] = []
     pairs: list[tuple[int, str, object]] = []
     envs: dict[tuple[str, int], KitchenEnv] = {}
-    scenes = write_varied(
-        config.output / f"kitchens_{worker}",
-        config.layouts,
-        config.styles,
-        np.random.default_rng((config.first_seed, worker)),
-    )
+    rng = np.random.default_rng((config.first_seed, worker))
+    folder = config.output / f"kitchens_{worker}"
+    varied = config.split == "train"
+    scenes = write_varied(folder, config.layouts, config.styles, rng) if varied else {}
     for seed, (look, task, horizon) in tqdm(mine, disable=worker > 0):
         if (task, horizon) not in envs:
             kitchen = KitchenConfig(
-                task=task, assets="lite", split="train", image_size=64, horizon=horizon, **scenes
+                task=task,
+                assets="lite",
+                split=config.split,
+                image_size=64,
+                horizon=horizon,
+                **scenes,
             )
             envs[task, horizon] = KitchenEnv(kitchen)
         found = look(envs[task, horizon], seed, config)

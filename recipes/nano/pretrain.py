@@ -8,6 +8,7 @@ Frames of both robots where there are both: each has projectors of its own, all 
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from build import save_checkpoint
+from frames import Frames
 from robots import ROBOTS
 from sources import Chunks, Questions, Source, backbone, joined
 from torch import Tensor, nn
@@ -35,6 +37,8 @@ class PretrainConfig:
         init: Untrained checkpoint from build.py, made with the same frames.
         data: Directory of `make_lift_data.py` and `make_kitchen_data.py`.
         output: Where the trained checkpoint goes, bfloat16.
+        validation: Like ``data``, of kitchens to choose settings in; only looked at, and
+            grounding's misses there are reported.
         grounding_steps: Backbone updates: where is what the instruction names? None where 0.
         flow_steps: Action-head updates on the then frozen backbone's tokens. None where 0.
         kitchens: Share of the updates, and of each batch of the second phase, that is of kitchens.
@@ -49,6 +53,7 @@ class PretrainConfig:
     init: Path = Path("outputs/nano_init")
     data: Path = Path("outputs/nano_data")
     output: Path = Path("outputs/nano")
+    validation: Path | None = None
     grounding_steps: int = 1800
     flow_steps: int = 4000
     kitchens: float = 0.6
@@ -74,12 +79,15 @@ def one_cycle(parameters: list[nn.Parameter], lr: float, steps: int):
     )
 
 
-def ground(model, sources: list[Source], config: PretrainConfig) -> dict[str, dict[str, float]]:
+def ground(
+    model, sources: list[Source], config: PretrainConfig
+) -> dict[str, dict[str, float | None]]:
     """Regress where the named thing is from the pictures' mean tokens and the text's.
 
     Returns:
-        Of each robot's held-out episodes, median misses in millimetres: of questions about experts'
-        frames, of those nearer than 20 cm, and of a robot that stands about.
+        Of each robot's held-out episodes, and of the kitchens to choose settings in, median misses
+        in millimetres: of questions about experts' frames, of those nearer than 20 cm, and of a
+        robot that stands about.
     """
     widths = [
         feature_dim(POOLING, len(s.robot.cameras), model.config.backbone_embedding_dim)
@@ -118,20 +126,31 @@ def ground(model, sources: list[Source], config: PretrainConfig) -> dict[str, di
     model.requires_grad_(False)
     found = {}
     for source, head in zip(sources, heads, strict=True):
-        with torch.no_grad():
-            misses = torch.cat(
-                [
-                    source.misses(pairs, predict(source.questions(pairs), head))
-                    for pairs in source.test_pairs.split(256)
-                ]
-            )
-        at_work = source.at_work[source.test_pairs]
-        near = at_work & (source.from_hand[source.test_pairs].norm(dim=1) < 0.2)
-        found[source.robot.tag] = {
-            f"grounding_{name}_mm": 1e3 * float(misses[which].nanmedian()) if which.any() else None
-            for name, which in (("at_work", at_work), ("near", near), ("standing", ~at_work))
-        }
+        mine = missed(source, lambda batch, head=head: predict(batch, head))
+        folder = config.validation and config.validation / source.robot.folder
+        if folder and folder.is_dir():
+            other = source.elsewhere(Frames.load(folder))
+            there = missed(other, lambda batch, head=head: predict(batch, head))
+            mine |= {f"validation_{name}": miss for name, miss in there.items()}
+        found[source.robot.tag] = mine
     return found
+
+
+@torch.no_grad()
+def missed(source: Source, predict: Callable[[Questions], Tensor]) -> dict[str, float | None]:
+    """Median misses of the held-out episodes, millimetres; None where there are no such frames."""
+    misses = torch.cat(
+        [
+            source.misses(pairs, predict(source.questions(pairs)))
+            for pairs in source.test_pairs.split(256)
+        ]
+    )
+    at_work = source.at_work[source.test_pairs]
+    near = at_work & (source.from_hand[source.test_pairs].norm(dim=1) < 0.2)
+    return {
+        f"grounding_{name}_mm": 1e3 * float(misses[which].nanmedian()) if which.any() else None
+        for name, which in (("at_work", at_work), ("near", near), ("standing", ~at_work))
+    }
 
 
 def flow(model, sources: list[Source], config: PretrainConfig) -> dict[str, float]:

@@ -43,7 +43,15 @@ class Questions:
 class Source:
     """One robot's frames, with the processors of its embodiment over the shared model."""
 
-    def __init__(self, robot: Robot, vla: GrootVLA, frames: Frames, held_out: float, seed: int):
+    def __init__(
+        self,
+        robot: Robot,
+        vla: GrootVLA,
+        frames: Frames,
+        held_out: float,
+        seed: int,
+        units: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.robot, self.vla, self.frames = robot, vla, frames
         texts = sorted({*frames.text.tolist(), *frames.pair_text.tolist()})
         self.frame_text = torch.from_numpy(np.searchsorted(texts, frames.text))
@@ -63,8 +71,8 @@ class Source:
         hand = torch.from_numpy(frames.hand)[self.pair_frame]
         self.from_hand = at - hand  # (m, 3) metres
         where = torch.cat([at, torch.asinh(self.from_hand / NEAR)], dim=1)  # (m, 6)
-        self.centre = where[self.train_pairs].mean(0)
-        self.scale = where[self.train_pairs].std(0)
+        known = where[self.train_pairs]
+        self.centre, self.scale = units or (known.mean(0), known.std(0))
         self.where = (where - self.centre) / self.scale
 
     @classmethod
@@ -92,6 +100,11 @@ class Source:
             frames = Frames.load(data / robot.folder)
             sources.append(cls(robot, mine, frames, held_out, seed))
         return sources
+
+    def elsewhere(self, frames: Frames) -> "Source":
+        """Other frames of the robot, all held out, with targets in this source's units."""
+        units = self.centre, self.scale
+        return Source(self.robot, self.vla, frames, held_out=1.0, seed=0, units=units)
 
     def questions(self, pairs: Tensor, augment: bool = False) -> Questions:
         batch = self._batch(self.pair_frame[pairs], self.pair_text[pairs])

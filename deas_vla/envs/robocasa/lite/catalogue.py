@@ -114,5 +114,5 @@ def _parsed(path: Path) -> Any:
 
 
 # Split to its layouts and styles: every layout of a split goes with every style of it, and no
-# layout, style or object instance is in both.
+# layout or style is in two.
 LITE_SPLITS = _splits()

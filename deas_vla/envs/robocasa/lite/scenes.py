@@ -11,7 +11,7 @@ _SYNONYMS = {"pretrain": "train", "target": "test"}
 
 
 def lite_split(split: str) -> str:
-    """``train``, ``test`` or ``all``, by these names or by RoboCasa's.
+    """``train``, ``validation``, ``test`` or ``all``, or RoboCasa's name of the first or third.
 
     Raises:
         DeasError: None of them.
@@ -26,8 +26,12 @@ def lite_split(split: str) -> str:
 
 
 def instance_split(split: str) -> str | None:
-    """RoboCasa's name for the object instances of a split; None for all of them."""
-    return {"train": "pretrain", "test": "target", "all": None}[lite_split(split)]
+    """RoboCasa's name for the object instances of a split; None for all of them.
+
+    Validation has kitchens of its own, and the objects to train with.
+    """
+    instances = {"train": "pretrain", "validation": "pretrain", "test": "target", "all": None}
+    return instances[lite_split(split)]
 
 
 def lite_scenes(
