@@ -8,7 +8,7 @@ Frames of both robots where there are both: each has projectors of its own, all 
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,14 @@ import numpy as np
 import torch
 from build import save_checkpoint
 from frames import Frames
+from grounding import ground, missed
 from robots import ROBOTS
-from sources import Chunks, Questions, Source, backbone, joined
+from sources import Chunks, Source, joined
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from deas_vla.cli import run
-from deas_vla.data.pooling import PoolingConfig, feature_dim, pool_tokens
 from deas_vla.errors import DeasError
-
-POOLING = PoolingConfig(kind="camera_mean")  # as critics see it
 
 
 @dataclass
@@ -79,78 +77,27 @@ def one_cycle(parameters: list[nn.Parameter], lr: float, steps: int):
     )
 
 
-def ground(
-    model, sources: list[Source], config: PretrainConfig
-) -> dict[str, dict[str, float | None]]:
-    """Regress where the named thing is from the pictures' mean tokens and the text's.
+def grounded(model, sources: list[Source], config: PretrainConfig) -> dict[str, dict[str, Any]]:
+    """The first phase; returns what it misses of each robot's held-out episodes, and elsewhere."""
 
-    Returns:
-        Of each robot's held-out episodes, and of the kitchens to choose settings in, median misses
-        in millimetres: of questions about experts' frames, of those nearer than 20 cm, and of a
-        robot that stands about.
-    """
-    widths = [
-        feature_dim(POOLING, len(s.robot.cameras), model.config.backbone_embedding_dim)
-        for s in sources
-    ]
-    heads = [
-        nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 6))
-        for width in widths
-    ]
-    parameters = [*model.backbone.parameters(), *nn.ModuleList(heads).parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer, schedule = one_cycle(parameters, config.lr, config.grounding_steps)
+    def drawn() -> Iterator[tuple[int, Tensor]]:
+        shares = torch.tensor(config.shares(sources))
+        while True:
+            chosen = int(torch.multinomial(shares, 1))
+            yield chosen, sources[chosen].drawn(config.grounding_batch, config.at_work)
 
-    def predict(batch: Questions, head: nn.Module) -> Tensor:
-        out = backbone(model, batch)
-        masks = out["backbone_attention_mask"], out["image_mask"]
-        return head(pool_tokens(out["backbone_features"], *masks, batch.images.shape[1], POOLING))
+    def schedule(parameters: list[nn.Parameter]):
+        return one_cycle(parameters, config.lr, config.grounding_steps)
 
-    progress = tqdm(range(config.grounding_steps), desc="grounding")
-    said: dict[str, str] = {}
-    for step in progress:
-        chosen = int(torch.multinomial(torch.tensor(config.shares(sources)), 1))
-        source = sources[chosen]
-        index = source.drawn(config.grounding_batch, config.at_work)
-        batch = source.questions(index, augment=True)
-        loss = (predict(batch, heads[chosen]) - batch.target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        said[source.robot.folder] = f"{loss.item():.3f}"
-        if step % 20 == 0:
-            progress.set_postfix(said)
-    model.requires_grad_(False)
-    found = {}
-    for source, head in zip(sources, heads, strict=True):
-        mine = missed(source, lambda batch, head=head: predict(batch, head))
+    answers = ground(model, sources, drawn(), schedule, config.grounding_steps)
+    found: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        found[source.robot.tag] = dict(missed(answers, source))
         folder = config.validation and config.validation / source.robot.folder
         if folder and folder.is_dir():
-            other = source.elsewhere(Frames.load(folder))
-            there = missed(other, lambda batch, head=head: predict(batch, head))
-            mine |= {f"validation_{name}": miss for name, miss in there.items()}
-        found[source.robot.tag] = mine
+            there = missed(answers, source.elsewhere(Frames.load(folder)))
+            found[source.robot.tag]["validation"] = there
     return found
-
-
-@torch.no_grad()
-def missed(source: Source, predict: Callable[[Questions], Tensor]) -> dict[str, float | None]:
-    """Median misses of the held-out episodes, millimetres; None where there are no such frames."""
-    misses = torch.cat(
-        [
-            source.misses(pairs, predict(source.questions(pairs)))
-            for pairs in source.test_pairs.split(256)
-        ]
-    )
-    at_work = source.at_work[source.test_pairs]
-    near = at_work & (source.from_hand[source.test_pairs].norm(dim=1) < 0.2)
-    return {
-        f"grounding_{name}_mm": 1e3 * float(misses[which].nanmedian()) if which.any() else None
-        for name, which in (("at_work", at_work), ("near", near), ("standing", ~at_work))
-    }
 
 
 def flow(model, sources: list[Source], config: PretrainConfig) -> dict[str, float]:
@@ -211,7 +158,7 @@ def main(config: PretrainConfig) -> None:
     model = sources[0].vla.model
     report: dict[str, dict[str, Any]] = {source.robot.tag: {} for source in sources}
     if config.grounding_steps:
-        report = ground(model, sources, config)
+        report = grounded(model, sources, config)
         print(f"grounding, held out: {report}", flush=True)
     if config.flow_steps:
         losses = flow(model, sources, config)

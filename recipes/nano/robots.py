@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from views import View
+
 from deas_vla.envs.robocasa import kitchen
 from deas_vla.envs.robosuite.lift import LiftConfig, lift_spec
 
@@ -21,6 +23,8 @@ class Robot:
         number: Which of the head's projectors it has, of 32.
         folder: Of its frames, below the data directory.
         cameras: In the order in which the backbone sees them.
+        views: Where each of them is.
+        hand_facing: First of the state's four numbers that are the hand's quaternion.
         state_groups: Name to dimensions, in the state's order.
         action_groups: Likewise of the action.
         ranges: ``state.<group>`` or ``action.<group>`` to what it is normalised by, where that is
@@ -31,6 +35,8 @@ class Robot:
     number: int
     folder: str
     cameras: tuple[str, ...]
+    views: tuple[View, ...]
+    hand_facing: int
     state_groups: Mapping[str, int]
     action_groups: Mapping[str, int]
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -53,6 +59,11 @@ PANDA = Robot(
     number=3,
     folder="lift",
     cameras=("agentview", "eye_in_hand"),
+    views=(
+        View(False, (0.5, 0.0, 1.35), (0.2706, 0.2706, 0.6533, 0.6533), 45),
+        View(True, (0.0, 0.05, -0.097), (0.0, 1.0, 0.0, 0.0), 75),
+    ),
+    hand_facing=3,
     state_groups={"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2},
     action_groups={"eef_delta": 6, "gripper": 1},
 )
@@ -61,6 +72,12 @@ PANDA_OMRON = Robot(
     number=13,
     folder="kitchens",
     cameras=kitchen.KitchenConfig.cameras,
+    views=(
+        View(False, (-0.5, 0.35, 1.05), (-0.2994, 0.3768, 0.6775, -0.5562), 60),
+        View(True, (0.05, 0.0, -0.097), (0.7071, 0.7071, 0.0, 0.0), 75),
+        View(False, (-0.5, -0.35, 1.05), (0.3768, -0.2994, -0.5562, 0.6775), 60),
+    ),
+    hand_facing=10,
     state_groups={name: len(axes) for name, (_, axes) in kitchen.STATE_PARTS.items()},
     action_groups={name: len(axes) for name, axes in kitchen.ACTION_PARTS.items()},
     ranges={

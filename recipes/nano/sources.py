@@ -31,6 +31,7 @@ class Questions:
         grid: int64 (B * C, 3), patches of each picture.
         target: float32 (B, 6), where the named thing is: in the robot's frame, and from the hand as
             `asinh(distance / NEAR)`, normalised; empty where nothing was asked.
+        seen: float32 (B, C, 3), where it is in each picture (`View.seen`); likewise.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class Questions:
     mask: Tensor
     grid: Tensor
     target: Tensor
+    seen: Tensor
 
 
 class Source:
@@ -69,6 +71,9 @@ class Source:
         self.at_work = torch.from_numpy(frames.imitate)[self.pair_frame]  # (m,) of an expert
         at = torch.from_numpy(frames.pair_target)
         hand = torch.from_numpy(frames.hand)[self.pair_frame]
+        facing = frames.state[:, robot.hand_facing : robot.hand_facing + 4][frames.pair_frame]
+        seen = [view.seen(at.numpy(), hand.numpy(), facing) for view in robot.views]
+        self.seen = torch.from_numpy(np.stack(seen, axis=1))  # (m, C, 3)
         self.from_hand = at - hand  # (m, 3) metres
         where = torch.cat([at, torch.asinh(self.from_hand / NEAR)], dim=1)  # (m, 6)
         known = where[self.train_pairs]
@@ -110,7 +115,7 @@ class Source:
         batch = self._batch(self.pair_frame[pairs], self.pair_text[pairs])
         if augment:
             batch.images = recoloured(batch.images, COLOURS[self.robot.folder])
-        batch.target = self.where[pairs]
+        batch.target, batch.seen = self.where[pairs], self.seen[pairs]
         return batch
 
     def drawn(self, count: int, at_work: float) -> Tensor:
@@ -143,7 +148,9 @@ class Source:
     def _batch(self, frames: Tensor, texts: Tensor) -> Questions:
         images = self.images[frames].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         grid = self.grid.repeat(len(frames), 1)
-        return Questions(images, self.ids[texts], self.mask[texts], grid, torch.empty(0))
+        return Questions(
+            images, self.ids[texts], self.mask[texts], grid, torch.empty(0), torch.empty(0)
+        )
 
     def _read(self, texts: list[str]) -> None:
         """Tokens of every instruction, through LeRobot's processor once, and a look at pixels.

@@ -1,0 +1,103 @@
+"""How the nano's backbone is taught where things are: cameras, pointing, misses elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv
+from deas_vla.envs.robocasa.reaching import from_base, hand
+from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv
+
+
+def in_picture(model: object, data: object, name: str, point: np.ndarray) -> list[float]:
+    """MuJoCo's own camera frame, world coordinates: x right, y up, looking along -z."""
+    camera = model.camera(name).id
+    x, y, z = data.cam_xmat[camera].reshape(3, 3).T @ (point - data.cam_xpos[camera])
+    half = -z * np.tan(np.radians(model.cam_fovy[camera]) / 2)
+    return [0.5 + x / half / 2, 0.5 - y / half / 2, -z]
+
+
+def check_views(robot: object, names: list[str], sim: object, base: np.ndarray, turn: np.ndarray,
+                at: np.ndarray, state: np.ndarray) -> int:  # fmt: skip
+    """How many of many random points cameras see, each where the simulator has it."""
+    rng = np.random.default_rng(0)
+    model, data = sim.model._model, sim.data._data
+    facing = state[robot.hand_facing : robot.hand_facing + 4]
+    points = at + rng.normal(0, 0.4, (60, 3))  # robot's frame
+    seen = 0
+    for view, name in zip(robot.views, names, strict=True):
+        found = view.seen(points, np.tile(at, (60, 1)), np.tile(facing, (60, 1)))
+        for point, ours in zip(points, found, strict=True):
+            theirs = in_picture(model, data, name, base + turn @ point)
+            inside = theirs[2] > 0 and 0 <= theirs[0] < 1 and 0 <= theirs[1] < 1
+            assert inside == bool(np.isfinite(ours).all())
+            if inside:
+                np.testing.assert_allclose(ours, theirs, atol=2e-3)
+                seen += 1
+    return seen
+
+
+@pytest.mark.slow
+def test_cameras_stand_where_the_simulators_have_them(nano_scripts: object) -> None:
+    from robots import PANDA, PANDA_OMRON
+
+    env = LiftEnv(LiftConfig())
+    env.reset(3)
+    for _ in range(4):
+        env.step(np.array([0.5, 0.3, -0.2, 0.4, 0.2, 0.6, -1], np.float32))
+    state = env.observe().state
+    names = ["agentview", "robot0_eye_in_hand"]
+    seen = check_views(PANDA, names, env._env.sim, np.zeros(3), np.eye(3), state[:3], state)
+    assert seen > 15
+    env.close()
+
+    kitchen = KitchenEnv(KitchenConfig(task="TurnOnStove", assets="lite", split="train"))
+    kitchen.reset(3)
+    for _ in range(6):
+        kitchen.step(np.array([0.5, 0, 0, 0, 0, 1, 0.5, 0.3, 0.3, 0.2, 0.4, 1], np.float32))
+    world = kitchen.privileged()
+    base, turn = world["base_pos"], world["base_mat"]
+    np.testing.assert_allclose(from_base(kitchen, base + turn @ [1.0, 2.0, 3.0]), [1, 2, 3])
+    names = list(PANDA_OMRON.cameras)
+    at, state = hand(kitchen).at, kitchen.observe().state
+    assert check_views(PANDA_OMRON, names, kitchen.kitchen.sim, base, turn, at, state) > 40
+    kitchen.close()
+
+
+def test_a_token_that_points_at_the_thing_has_no_loss(nano_scripts: object) -> None:
+    from grounding import cells, pixels_missed, pointing_loss
+
+    seen = torch.tensor([[[0.30, 0.60, 0.5], [torch.nan] * 3], [[0.99, 0.01, 2.0], [0.5, 0.0, 1]]])
+    cell, place = cells(seen, 16)
+    assert cell.tolist() == [[9, -1], [3, 2]]  # row by row, four to a row
+    torch.testing.assert_close(place[0, 0], torch.tensor([-0.3, -0.1, np.log(0.5)]).float())
+    said = torch.full((2, 2, 16, 4), -30.0)
+    for sample, camera in ((0, 0), (1, 0), (1, 1)):
+        said[sample, camera, cell[sample, camera], 0] = 30.0
+        said[sample, camera, cell[sample, camera], 1:] = place[sample, camera]
+    assert pointing_loss(said, seen) < 1e-4  # the second camera's zero score for "in none" wins
+    missed = pixels_missed(said, seen, 64)
+    assert missed[0, 1].isnan() and missed[~missed.isnan()].max() < 1e-4
+    beside = seen + torch.tensor([0.02, 0.0, 0.0])
+    torch.testing.assert_close(pixels_missed(said, beside, 64)[0, 0], torch.tensor(64 * 0.02))
+    unseen = torch.full_like(seen, torch.nan)
+    assert pointing_loss(torch.zeros(2, 2, 16, 4), unseen) == pytest.approx(np.log(17))
+
+
+def test_misses_elsewhere_are_metres_too(untrained_nano: Path, nano_frames: Path) -> None:
+    """Frames of other kitchens are read in the units that the training frames have set."""
+    from frames import Frames
+    from robots import PANDA
+    from sources import NEAR, Source
+
+    (source,) = Source.load_all([PANDA], untrained_nano, nano_frames, held_out=0.2, seed=0)
+    frames = Frames.load(nano_frames / "lift")
+    frames.pair_target = frames.pair_target + np.float32(0.5)
+    other = source.elsewhere(frames)
+    assert len(other.test_pairs) == len(frames.pair_frame) and len(other.train_pairs) == 0
+    truth = torch.asinh(other.from_hand / NEAR)
+    right = torch.cat([torch.zeros_like(truth), (truth - source.centre[3:]) / source.scale[3:]], 1)
+    assert other.misses(other.test_pairs, right).max() < 1e-4
+    assert source.misses(other.test_pairs, right).min() > 0.8  # 0.5 m along each axis
