@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from frames import HORIZON, Frames, chunk_at, in_processes
+from pushes import Pushed
 from tqdm import tqdm
 from varied import Painter, write_varied
 
@@ -36,6 +37,7 @@ class DataConfig(ScriptedConfig):
         episodes: Of experts, over all ``tasks``.
         tasks: What they do.
         horizons: Steps until truncation of each.
+        push: How likely the arm is pushed aside at a step; the expert goes on from there.
         every: Keep a picture of every n-th step of an episode, from a random phase.
         split: Of lite kitchens: ``train`` to train on, ``validation`` to look at misses.
         scenes: Kitchens that the robot stands about in, over all tasks of lite kitchens.
@@ -52,6 +54,7 @@ class DataConfig(ScriptedConfig):
         default_factory=lambda: ["CloseDrawer", "OpenDrawer", "TurnOnStove", "TurnOffStove"]
     )
     horizons: list[int] = field(default_factory=lambda: [160, 220, 160, 220])
+    push: float = 0.02
     every: int = 4
     split: str = "train"
     scenes: int = 720
@@ -89,7 +92,9 @@ class Collector:
 
 def work(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
     """An expert's episode."""
-    expert = ReachExpert(ReachExpertConfig(sloppiness=config.sloppiness, jitter=0.1))
+    expert = Pushed(
+        ReachExpert(ReachExpertConfig(sloppiness=config.sloppiness, jitter=0.1)), config.push
+    )
     phase = int(np.random.default_rng(seed).integers(config.every))
     found = Collector(env)
     rng = np.random.default_rng((seed, 5))
@@ -108,7 +113,8 @@ def work(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
     episode = rollout(env, expert, seed, record_images=keep)
     for row, step in zip(found.rows, range(phase, episode.steps, config.every), strict=True):
         Collector.see(row, episode.observations[step])
-        row |= {"imitate": True, **chunk_at(episode.actions, step)}
+        row |= {"imitate": not expert.pushed[step], **chunk_at(episode.actions, step)}
+        row["valid"][: episode.steps - step] &= expert.undisturbed(step, HORIZON)
     return found
 
 

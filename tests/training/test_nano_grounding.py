@@ -9,6 +9,7 @@ import torch
 from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv
 from deas_vla.envs.robocasa.reaching import from_base, hand
 from deas_vla.envs.robosuite.lift import LiftConfig, LiftEnv
+from deas_vla.envs.rollout import Plan
 
 
 def in_picture(model: object, data: object, name: str, point: np.ndarray) -> list[float]:
@@ -101,3 +102,48 @@ def test_misses_elsewhere_are_metres_too(untrained_nano: Path, nano_frames: Path
     right = torch.cat([torch.zeros_like(truth), (truth - source.centre[3:]) / source.scale[3:]], 1)
     assert other.misses(other.test_pairs, right).max() < 1e-4
     assert source.misses(other.test_pairs, right).min() > 0.8  # 0.5 m along each axis
+
+
+class Forward:
+    """An expert that always goes on, and counts its plans."""
+
+    def __init__(self) -> None:
+        self.plans = self.replans = 0
+
+    def reset(self, seed: int) -> None:
+        self.plans = self.replans = 0
+
+    def replan(self) -> None:
+        self.replans += 1
+
+    def plan(self, env: object) -> Plan:
+        self.plans += 1
+        action = np.zeros((1, 12), np.float32)
+        action[:, 5], action[:, 11] = 1.0, -1.0
+        return Plan(action)
+
+
+def test_pushes_are_not_imitated_and_end_what_is(nano_scripts: object) -> None:
+    from pushes import Pushed
+
+    agent = Pushed(Forward(), 0.1)
+    agent.reset(4)
+    actions = np.concatenate([agent.plan(None).actions for _ in range(200)])
+    pushed = np.array(agent.pushed)
+    assert not pushed[0] and 20 < pushed.sum() < 140 and agent.expert.plans == (~pushed).sum()
+    ends = np.flatnonzero(np.diff(pushed.astype(int)) == -1)
+    assert len(ends) <= agent.expert.replans <= len(ends) + 4  # one may follow another at once
+    np.testing.assert_array_equal(actions[~pushed, 5], 1.0)
+    assert (actions[:, 11] == -1).all() and np.abs(actions[pushed, :5]).max() == 0  # arm alone
+    speed = np.linalg.norm(actions[pushed, 5:11], axis=1)
+    assert 0.49 < speed.min() < speed.max() < 1.01
+    first = int(np.flatnonzero(pushed)[0])
+    assert agent.undisturbed(first - 2, 16).tolist() == [True] * 2 + [False] * 14
+    agent.reset(4)
+    again = np.concatenate([agent.plan(None).actions for _ in range(200)])
+    np.testing.assert_array_equal(again, actions)
+    calm = Pushed(Forward(), 0.0)
+    calm.reset(4)
+    for _ in range(50):
+        calm.plan(None)
+    assert not any(calm.pushed)

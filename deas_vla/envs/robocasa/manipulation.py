@@ -73,6 +73,11 @@ class ReachExpert:
         self._steps += 1
         return Plan(np.clip(action, -1, 1).astype(np.float32)[None])
 
+    def replan(self) -> None:
+        """Forget the way that was planned; the next one starts from where the hand then is."""
+        self._path = []
+        self._steps = self._waited = 0
+
     def _advance(self, now: Pose) -> None:
         """Drop the points that are reached and waited at, and those that take too long."""
         assert self._held is not None
