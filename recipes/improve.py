@@ -44,7 +44,7 @@ class Kitchens:
         tasks: As of eval/robocasa.py; none means Lift.
         assets: Whose kitchens, likewise.
         split: Where is collected.
-        validation_split: Where rounds are compared.
+        validation_split: Where rounds are compared; in lite kitchens say ``validation``.
         horizon: Steps until truncation; RoboCasa's own for each task when 0.
     """
 
