@@ -104,6 +104,20 @@ def test_misses_elsewhere_are_metres_too(untrained_nano: Path, nano_frames: Path
     assert source.misses(other.test_pairs, right).min() > 0.8  # 0.5 m along each axis
 
 
+def test_pictures_come_after_the_words(untrained_nano: Path, nano_frames: Path) -> None:
+    """A token of a picture is not the same under another instruction."""
+    from robots import PANDA
+    from sources import Source, backbone
+
+    (source,) = Source.load_all([PANDA], untrained_nano, nano_frames, held_out=0.2, seed=0)
+    asked = source.questions(torch.tensor([0, 1]))  # one frame, two knobs
+    torch.testing.assert_close(asked.images[0], asked.images[1])
+    with torch.no_grad():
+        out = backbone(source.vla.model, asked)
+    pictures = [out["backbone_features"][k][out["image_mask"][k]] for k in range(2)]
+    assert pictures[0].shape[0] == 32 and (pictures[0] - pictures[1]).abs().max() > 1e-4
+
+
 class Forward:
     """An expert that always goes on, and counts its plans."""
 
