@@ -146,10 +146,7 @@ def rules_for(own: SelectionConfig, members: int) -> dict[str, SelectionConfig]:
         "mean": SelectionConfig(ensemble="mean"),
     }
     if members > 1:
-        rules |= {
-            "mean - std": SelectionConfig(ensemble="mean", kappa=1.0),
-            "reluctant": SelectionConfig(ensemble="mean", reluctance=1.0),
-        }
+        rules["mean - std"] = SelectionConfig(ensemble="mean", kappa=1.0)
     return rules
 
 

@@ -112,6 +112,19 @@ def test_a_bundle_of_before_selection_had_settings_opens(bundle: Path, tmp_path:
         read_config(tmp_path)
 
 
+def test_a_bundle_with_a_setting_that_is_gone_opens_where_it_was_not_used(
+    bundle: Path, tmp_path: Path
+) -> None:
+    values = json.loads((bundle / "config.json").read_text())
+    for reluctance in (0.0, 1.0):
+        values["selection"] = {"rule": "best", "reluctance": reluctance}
+        (tmp_path / f"{reluctance}").mkdir()
+        (tmp_path / f"{reluctance}/config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path / "0.0").selection == SelectionConfig()
+    with pytest.raises(DeasError, match="reluctance"):
+        read_config(tmp_path / "1.0")
+
+
 def test_the_manifest_names_the_backbone(bundle: Path) -> None:
     policy = open_bundle(bundle)
     assert read_manifest(bundle)["backbone"] == policy.vla.backbone_fingerprint()

@@ -24,15 +24,12 @@ class SelectionConfig:
         ensemble: The score is the smallest member's value (``min``; DEAS, arXiv 2510.07730) or
             ``mean_e Q_e - kappa std_e Q_e`` (``mean``).
         kappa: Of ``mean``: how much the members' disagreement counts against a candidate.
-        reluctance: Candidate 0 stays unless the best score is above its own by more than this many
-            times the ensemble's disagreement about the difference.
     """
 
     rule: str = "best"
     temperature: float = 0.0
     ensemble: str = "min"
     kappa: float = 0.0
-    reluctance: float = 0.0
 
     def check(self, members: int | None) -> None:
         """Refuse a setting without meaning, or one that a critic of ``members`` cannot serve.
@@ -64,15 +61,13 @@ class SelectionConfig:
                 f"selection.kappa {self.kappa} with ensemble min: use 0, or "
                 "--selection.ensemble=mean"
             )
-        for name in ("kappa", "reluctance"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise DeasError(f"selection.{name} {value}: use a finite number of 0 or more")
-            if value > 0 and members is not None and members < 2:
-                raise DeasError(
-                    f"selection.{name} {value} asks for the ensemble's disagreement, and this "
-                    f"critic has {members} member: use 0, or train with --critic.ensemble=5"
-                )
+        if not 0 <= self.kappa < float("inf"):
+            raise DeasError(f"selection.kappa {self.kappa}: use a finite number of 0 or more")
+        if self.kappa > 0 and members is not None and members < 2:
+            raise DeasError(
+                f"selection.kappa {self.kappa} asks for the ensemble's disagreement, and this "
+                f"critic has {members} member: use 0, or train with --critic.ensemble=5"
+            )
 
     @property
     def asks_critic(self) -> bool:
@@ -89,14 +84,12 @@ class SelectionOverride:
         temperature: Of ``softmax``, in units of return.
         ensemble: ``min`` or ``mean`` of the members' values.
         kappa: Of ``mean``: how much the members' disagreement counts against a candidate.
-        reluctance: How much better, in units of disagreement, a candidate must be than the first.
     """
 
     rule: str | None = None
     temperature: float | None = None
     ensemble: str | None = None
     kappa: float | None = None
-    reluctance: float | None = None
 
     def over(self, config: SelectionConfig) -> SelectionConfig:
         """``config`` with what these flags say."""

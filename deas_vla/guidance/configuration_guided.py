@@ -123,6 +123,8 @@ def read_config(directory: Path) -> ValueGuidedConfig:
         if temperature is not None:
             rule = "softmax" if temperature > 0 else "best"
             values["selection"] = {"rule": rule, "temperature": temperature}
+        if values.get("selection", {}).get("reluctance") == 0:  # an earlier version's, unused
+            del values["selection"]["reluctance"]
         config: ValueGuidedConfig = draccus.decode(ValueGuidedConfig, values)
     except (OSError, ValueError, draccus.utils.DecodingError) as error:
         raise DeasError(

@@ -59,8 +59,6 @@ def select(
         chosen = _draw(safe / config.temperature, generators)
     else:
         chosen = safe.argmax(dim=1)
-        if config.reluctance > 0:
-            chosen = torch.where(_convinced(members, chosen, config.reluctance), chosen, 0)
     return Selection(torch.where(finite, chosen, 0), scores, finite)
 
 
@@ -69,13 +67,6 @@ def pooled(members: Tensor, config: SelectionConfig) -> Tensor:
     if config.ensemble == "min":
         return members.amin(0)
     return members.mean(0) - config.kappa * members.std(0, correction=0)
-
-
-def _convinced(members: Tensor, chosen: Tensor, reluctance: float) -> Tensor:
-    """Whether the chosen beats candidate 0 by more than the members disagree about it, (B,)."""
-    row = torch.arange(members.shape[1], device=members.device)
-    gain = members[:, row, chosen] - members[:, :, 0]  # (E, B)
-    return gain.mean(0) > reluctance * gain.std(0, correction=0)
 
 
 def _medoid(candidates: Tensor, scale: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ class Question:
         rule = self.options.selection
         return (
             self.options.candidates,
-            (rule.rule, rule.temperature, rule.ensemble, rule.kappa, rule.reluctance),
+            (rule.rule, rule.temperature, rule.ensemble, rule.kappa),
             self.seen.shapes,
         )
 

@@ -21,7 +21,7 @@ _KNOWN = (
     "session",
     "embodiment",
 )
-_SELECTION = ("rule", "temperature", "ensemble", "kappa", "reluctance")
+_SELECTION = ("rule", "temperature", "ensemble", "kappa")
 
 
 @dataclass(frozen=True)

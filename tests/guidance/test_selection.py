@@ -36,14 +36,6 @@ def test_kappa_weighs_the_disagreement() -> None:
     assert choose(members, ensemble="mean", kappa=0.4).chosen.tolist() == [1]
 
 
-def test_reluctance_keeps_candidate_0_where_members_disagree_about_the_gain() -> None:
-    """Gains of candidate 1 are 3 and 1: mean 2, deviation 1."""
-    members = torch.tensor([[[0.0, 3.0]], [[5.0, 6.0]]])
-    settings = {"ensemble": "mean"}
-    assert choose(members, **settings, reluctance=1.9).chosen.tolist() == [1]
-    assert choose(members, **settings, reluctance=2.1).chosen.tolist() == [0]
-
-
 def test_softmax_draws_in_proportion() -> None:
     members = torch.log(torch.tensor([[[0.2, 0.3, 0.5]]])).expand(1, 20_000, 3)
     generators = [torch.Generator().manual_seed(0)] * 20_000
@@ -85,7 +77,6 @@ def test_a_row_with_a_score_that_is_not_finite_keeps_candidate_0(bad: float) -> 
         ({"ensemble": "mean", "kappa": -1.0}, 2, r"selection\.kappa -1"),
         ({"kappa": 1.0}, 2, r"kappa 1\.0 with ensemble min"),
         ({"ensemble": "mean", "kappa": 1.0}, 1, r"kappa 1\.0 .* has 1 member"),
-        ({"reluctance": 1.0}, 1, r"reluctance 1\.0 .* has 1 member"),
         ({"ensemble": "median"}, 2, r"selection\.ensemble 'median'"),
     ],
 )

@@ -186,7 +186,7 @@ class RemoteVLA:
         options = {
             "candidates": count,
             "seed": list(seeds),
-            "selection": {"rule": "uniform", "reluctance": 0.0},
+            "selection": {"rule": "uniform"},
             "return_candidates": True,
         }
         _, info = self.client.get_action(self._message(look, rows), options)
