@@ -79,10 +79,8 @@ def pixels_missed(said: Tensor, seen: Tensor, size: int) -> Tensor:
 class Answers(nn.Module):
     """The heads that questions are answered by; they are thrown away afterwards."""
 
-    def __init__(self, model: Any, sources: list[Source]) -> None:
+    def __init__(self, width: int, sources: list[Source]) -> None:
         super().__init__()
-        self._model = [model]  # not a part of this module
-        width = model.config.backbone_embedding_dim
         self.pointer = Pointer(width)
         self.where = nn.ModuleDict()
         for source in sources:
@@ -91,9 +89,9 @@ class Answers(nn.Module):
                 nn.LayerNorm(pooled), nn.Linear(pooled, 256), nn.GELU(), nn.Linear(256, 6)
             )
 
-    def forward(self, source: Source, batch: Questions) -> tuple[Tensor, Tensor]:
-        """Places (B, 6) in a source's units, and what tokens say (B, C, T, 4)."""
-        out = backbone(self._model[0], batch)
+    def forward(self, model: Any, source: Source, batch: Questions) -> tuple[Tensor, Tensor]:
+        """Places (B, 6) in a source's units, and what tokens of ``model`` say (B, C, T, 4)."""
+        out = backbone(model, batch)
         tokens, image = out["backbone_features"], out["image_mask"]
         real = out["backbone_attention_mask"]
         pooled = pool_tokens(tokens, real, image, batch.images.shape[1], POOLING)
@@ -119,7 +117,7 @@ def ground(
         schedule: Makes the optimizer and its schedule.
         steps: Updates.
     """
-    answers = Answers(model, sources)
+    answers = Answers(model.config.backbone_embedding_dim, sources)
     parameters = [*model.backbone.parameters(), *answers.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -130,7 +128,7 @@ def ground(
         chosen, index = next(drawn)
         source = sources[chosen]
         batch = source.questions(index, augment=True)
-        where, pointed = answers(source, batch)
+        where, pointed = answers(model, source, batch)
         errors = (where - batch.target).square().mean(), pointing_loss(pointed, batch.seen)
         loss = errors[0] + POINTING * errors[1]
         optimizer.zero_grad()
@@ -146,7 +144,7 @@ def ground(
 
 
 @torch.no_grad()
-def missed(answers: Answers, source: Source) -> dict[str, float | None]:
+def missed(model: Any, answers: Answers, source: Source) -> dict[str, float | None]:
     """Median misses of the held-out episodes; None where there are no such frames.
 
     Returns:
@@ -157,14 +155,21 @@ def missed(answers: Answers, source: Source) -> dict[str, float | None]:
     misses, pixels = [], []
     for pairs in source.test_pairs.split(256):
         batch = source.questions(pairs)
-        where, pointed = answers(source, batch)
+        where, pointed = answers(model, source, batch)
         misses.append(source.misses(pairs, where))
         pixels.append(pixels_missed(pointed, batch.seen, batch.images.shape[-1]))
     at_work = source.at_work[source.test_pairs]
     near = at_work & (source.from_hand[source.test_pairs].norm(dim=1) < 0.2)
-    metres = torch.cat(misses)
-    found = {
-        f"grounding_{name}_mm": 1e3 * float(metres[which].nanmedian()) if which.any() else None
-        for name, which in (("at_work", at_work), ("near", near), ("standing", ~at_work))
+    millimetres = 1e3 * torch.cat(misses)
+    return {
+        "grounding_at_work_mm": median(millimetres[at_work]),
+        "grounding_near_mm": median(millimetres[near]),
+        "grounding_standing_mm": median(millimetres[~at_work]),
+        "pointing_near_px": median(torch.cat(pixels)[near]),
     }
-    return found | {"pointing_near_px": float(torch.cat(pixels)[near].nanmedian())}
+
+
+def median(values: Tensor) -> float | None:
+    """Of what is not NaN; None where there is nothing."""
+    known = values[values.isfinite()]
+    return float(known.median()) if len(known) else None

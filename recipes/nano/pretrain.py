@@ -9,18 +9,21 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from attention import all_pictures_at_once
 from build import save_checkpoint
 from frames import Frames
 from grounding import ground, missed
 from robots import ROBOTS
 from sources import Chunks, Source, joined
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from deas_vla.cli import run
@@ -35,8 +38,8 @@ class PretrainConfig:
         init: Untrained checkpoint from build.py, made with the same frames.
         data: Directory of `make_lift_data.py` and `make_kitchen_data.py`.
         output: Where the trained checkpoint goes, bfloat16.
-        validation: Like ``data``, of kitchens to choose settings in; only looked at, and
-            grounding's misses there are reported.
+        validation: Like ``data``, of kitchens to choose settings in (``make_kitchen_data.py
+            --split=validation``); grounding's misses there are reported, nothing is learned there.
         grounding_steps: Backbone updates: where is what the instruction names? None where 0.
         flow_steps: Action-head updates on the then frozen backbone's tokens. None where 0.
         kitchens: Share of the updates, and of each batch of the second phase, that is of kitchens.
@@ -44,6 +47,7 @@ class PretrainConfig:
         at_work: Share of them that is of an expert's frames.
         batch_size: Chunks of an update of the action head.
         lr: Peak learning rate of both phases, one-cycle.
+        mixed_precision: ``bf16``, or ``no``: what the updates are computed in.
         holdout: Share of the episodes kept for the reported errors.
         seed: Of everything random.
     """
@@ -59,8 +63,13 @@ class PretrainConfig:
     at_work: float = 0.7
     batch_size: int = 64
     lr: float = 1e-3
+    mixed_precision: str = "bf16"
     holdout: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mixed_precision not in ("bf16", "no"):
+            raise DeasError(f"mixed_precision '{self.mixed_precision}' is unknown: use bf16 or no")
 
     def shares(self, sources: list[Source]) -> list[float]:
         """What of the updates each source gets."""
@@ -68,6 +77,17 @@ class PretrainConfig:
             return [1.0]
         return [self.kitchens if s.robot.folder == "kitchens" else 1 - self.kitchens
                 for s in sources]  # fmt: skip
+
+
+@contextmanager
+def fast(mixed_precision: str) -> Iterator[None]:
+    """Products in ``mixed_precision``, and attention without the fused kernel.
+
+    On CPUs its backward pass is slower than plain products are at these sizes.
+    """
+    lower = torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16")
+    with lower, sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def one_cycle(parameters: list[nn.Parameter], lr: float, steps: int):
@@ -92,18 +112,19 @@ def grounded(model, sources: list[Source], config: PretrainConfig) -> dict[str, 
     answers = ground(model, sources, drawn(), schedule, config.grounding_steps)
     found: dict[str, dict[str, Any]] = {}
     for source in sources:
-        found[source.robot.tag] = dict(missed(answers, source))
+        found[source.robot.tag] = dict(missed(model, answers, source))
         folder = config.validation and config.validation / source.robot.folder
         if folder and folder.is_dir():
-            there = missed(answers, source.elsewhere(Frames.load(folder)))
+            there = missed(model, answers, source.elsewhere(Frames.load(folder)))
             found[source.robot.tag]["validation"] = there
     return found
 
 
-def flow(model, sources: list[Source], config: PretrainConfig) -> dict[str, float]:
+def flow(
+    model, sources: list[Source], every: list[Chunks], config: PretrainConfig
+) -> dict[str, float]:
     """GR00T's flow-matching loss on cached tokens; returns the held-out loss of each robot."""
     loss_of = sources[0].vla.flow_matching_loss
-    every = [Chunks(model, source) for source in sources]
     length = max(chunks.tokens.shape[1] for chunks in every)
     sizes = [round(config.batch_size * share) for share in config.shares(sources)]
     head = model.action_head
@@ -156,12 +177,16 @@ def main(config: PretrainConfig) -> None:
         raise DeasError(f"no frames in {config.data}: run recipes/nano/make_*_data.py first")
     sources = Source.load_all(seen, config.init, config.data, config.holdout, config.seed)
     model = sources[0].vla.model
+    all_pictures_at_once(model)
     report: dict[str, dict[str, Any]] = {source.robot.tag: {} for source in sources}
     if config.grounding_steps:
-        report = grounded(model, sources, config)
+        with fast(config.mixed_precision):
+            report = grounded(model, sources, config)
         print(f"grounding, held out: {report}", flush=True)
     if config.flow_steps:
-        losses = flow(model, sources, config)
+        every = [Chunks(model, source) for source in sources]
+        with fast(config.mixed_precision):
+            losses = flow(model, sources, every, config)
         print(f"flow matching, held out: {losses}")
         for tag, loss in losses.items():
             report[tag]["flow_loss"] = loss

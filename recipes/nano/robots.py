@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from views import View
 
 from deas_vla.envs.robocasa import kitchen
@@ -24,7 +26,8 @@ class Robot:
         folder: Of its frames, below the data directory.
         cameras: In the order in which the backbone sees them.
         views: Where each of them is.
-        hand_facing: First of the state's four numbers that are the hand's quaternion.
+        hand: First of the state's seven numbers that say where the hand is, in the robot's frame:
+            metres (3), quaternion (x, y, z, w).
         state_groups: Name to dimensions, in the state's order.
         action_groups: Likewise of the action.
         ranges: ``state.<group>`` or ``action.<group>`` to what it is normalised by, where that is
@@ -36,7 +39,7 @@ class Robot:
     folder: str
     cameras: tuple[str, ...]
     views: tuple[View, ...]
-    hand_facing: int
+    hand: int
     state_groups: Mapping[str, int]
     action_groups: Mapping[str, int]
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -53,6 +56,19 @@ class Robot:
     def image_keys(self) -> tuple[str, ...]:
         return tuple(f"observation.images.{camera}" for camera in self.cameras)
 
+    def seen(self, points: NDArray, state: NDArray) -> NDArray[np.float32]:
+        """Where each of the C cameras sees points, as `View.seen` has it.
+
+        Args:
+            points: (m, 3), metres in the robot's frame.
+            state: (m, S), observed at the same moments.
+
+        Returns:
+            (m, C, 3).
+        """
+        at, facing = np.split(state[:, self.hand : self.hand + 7], [3], axis=1)
+        return np.stack([view.seen(points, at, facing) for view in self.views], axis=1)
+
 
 PANDA = Robot(
     tag=lift_spec(LiftConfig()).embodiment,
@@ -63,7 +79,7 @@ PANDA = Robot(
         View(False, (0.5, 0.0, 1.35), (0.2706, 0.2706, 0.6533, 0.6533), 45),
         View(True, (0.0, 0.05, -0.097), (0.0, 1.0, 0.0, 0.0), 75),
     ),
-    hand_facing=3,
+    hand=0,
     state_groups={"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2},
     action_groups={"eef_delta": 6, "gripper": 1},
 )
@@ -77,7 +93,7 @@ PANDA_OMRON = Robot(
         View(True, (0.05, 0.0, -0.097), (0.7071, 0.7071, 0.0, 0.0), 75),
         View(False, (-0.5, -0.35, 1.05), (0.3768, -0.2994, -0.5562, 0.6775), 60),
     ),
-    hand_facing=10,
+    hand=7,
     state_groups={name: len(axes) for name, (_, axes) in kitchen.STATE_PARTS.items()},
     action_groups={name: len(axes) for name, axes in kitchen.ACTION_PARTS.items()},
     ranges={

@@ -71,9 +71,8 @@ class Source:
         self.at_work = torch.from_numpy(frames.imitate)[self.pair_frame]  # (m,) of an expert
         at = torch.from_numpy(frames.pair_target)
         hand = torch.from_numpy(frames.hand)[self.pair_frame]
-        facing = frames.state[:, robot.hand_facing : robot.hand_facing + 4][frames.pair_frame]
-        seen = [view.seen(at.numpy(), hand.numpy(), facing) for view in robot.views]
-        self.seen = torch.from_numpy(np.stack(seen, axis=1))  # (m, C, 3)
+        state = frames.state[frames.pair_frame]
+        self.seen = torch.from_numpy(robot.seen(frames.pair_target, state))  # (m, C, 3)
         self.from_hand = at - hand  # (m, 3) metres
         where = torch.cat([at, torch.asinh(self.from_hand / NEAR)], dim=1)  # (m, 6)
         known = where[self.train_pairs]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,14 @@ class View:
             (m, 3): shares of the picture's width and height from its upper left corner, and metres
             before the camera; NaN for what is outside.
         """
-        turn, at = rotation(np.array([self.facing])), np.array([self.at])
+        turn, at = Rotation.from_quat(self.facing), np.array(self.at)
         if self.on_hand:
-            held = rotation(hand_facing)
-            turn, at = held @ turn, hand + np.einsum("mij,mj->mi", held, at)
-        x, y, z = np.einsum("mij,mi->jm", turn, points - at)  # into the camera's frame
+            held = Rotation.from_quat(hand_facing)
+            turn, at = held * turn, hand + held.apply(at)
+        x, y, z = turn.apply(points - at, inverse=True).T  # into the camera's frame
         with np.errstate(divide="ignore", invalid="ignore"):
             half = -z * np.tan(np.radians(self.fovy) / 2)
             found = np.stack([0.5 + x / half / 2, 0.5 - y / half / 2, -z], axis=1)
         outside = (z >= 0) | (found[:, :2] < 0).any(axis=1) | (found[:, :2] >= 1).any(axis=1)
         found[outside] = np.nan
         return found.astype(np.float32)
-
-
-def rotation(quaternions: NDArray) -> NDArray:
-    """Matrices (m, 3, 3) of quaternions (m, 4), x, y, z, w."""
-    x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(rows), 2, 0)

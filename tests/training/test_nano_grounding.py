@@ -25,12 +25,11 @@ def check_views(robot: object, names: list[str], sim: object, base: np.ndarray, 
     """How many of many random points cameras see, each where the simulator has it."""
     rng = np.random.default_rng(0)
     model, data = sim.model._model, sim.data._data
-    facing = state[robot.hand_facing : robot.hand_facing + 4]
     points = at + rng.normal(0, 0.4, (60, 3))  # robot's frame
+    found = robot.seen(points, np.tile(state, (60, 1)))  # (60, C, 3)
     seen = 0
-    for view, name in zip(robot.views, names, strict=True):
-        found = view.seen(points, np.tile(at, (60, 1)), np.tile(facing, (60, 1)))
-        for point, ours in zip(points, found, strict=True):
+    for camera, name in enumerate(names):
+        for point, ours in zip(points, found[:, camera], strict=True):
             theirs = in_picture(model, data, name, base + turn @ point)
             inside = theirs[2] > 0 and 0 <= theirs[0] < 1 and 0 <= theirs[1] < 1
             assert inside == bool(np.isfinite(ours).all())
