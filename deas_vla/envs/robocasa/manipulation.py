@@ -114,27 +114,31 @@ def _close_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     before = handle + [-0.09, 0.0, -0.03] + beside
     above = np.array([before[0], before[1], 0.42])
     through = before + [out + 0.14, 0.0, 0.0]
+    push = [Waypoint(before), Waypoint(through, patience=80)]
+    if now.at[0] < handle[0] - 0.03 and np.linalg.norm((now.at - before)[1:]) < 0.06:
+        return push  # there already
     lift = np.array([now.at[0] - 0.05, now.at[1], 0.45])
-    return [
-        Waypoint(lift, within=0.05),
-        Waypoint(above, within=0.04),
-        Waypoint(before),
-        Waypoint(through, patience=80),
-    ]
+    return [Waypoint(lift, within=0.05), Waypoint(above, within=0.04), *push]
 
 
 def _open_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
-    """Take the handle from the front, fingers above and below it, and pull."""
+    """Take the handle from the front, fingers above and below it, and pull.
+
+    The wrist turns the way that lets the arm come down on the handle's side of the robot.
+    """
     handle, out = _drawer(env)
-    forward = facing([1.0, 0.0, 0.0], [0.0, 0.0, -1.0])
-    aim = handle + [0.0, 0.0, 0.07 * miss]
+    forward = facing([1.0, 0.0, 0.0], [0.0, 0.0, -np.sign(handle[1])])
+    aim = handle + [0.012, 0.0, 0.07 * miss]  # as deep as fingers around a handle go
     away = aim + [-0.12, 0.0, 0.0]
     pull = aim + [out - 0.42, 0.0, 0.02]
+    take = [Waypoint(aim, forward, FIST, within=0.05, wait=8),
+            Waypoint(pull, forward, FIST, patience=80)]  # fmt: skip
+    if out > 0.02 and np.linalg.norm(now.at - aim) < 0.04:
+        return take  # it is in the hand
     return [
         Waypoint(away, forward, OPEN, within=0.03, patience=100),
         Waypoint(aim, forward, OPEN, within=0.012, speed=0.5, patience=60),
-        Waypoint(aim, forward, FIST, within=0.05, wait=8),
-        Waypoint(pull, forward, FIST, patience=80),
+        *take,
     ]
 
 
@@ -147,11 +151,7 @@ def _turn_knob(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """
     kitchen = env.kitchen
     sim, prefix = kitchen.sim, kitchen.stove.naming_prefix
-    at = from_base(env, landmark(env)) + [
-        -0.01,
-        0.0,
-        0.06 * miss,
-    ]  # clear of the panel behind the knob
+    at = from_base(env, landmark(env)) + [0.0, 0.0, 0.08 * miss]
     down = facing([0.0, 0.0, -1.0], [0.0, 1.0, 0.0])
     turned = sim.data.qpos[sim.model.get_joint_qpos_addr(f"{prefix}knob_{kitchen.knob}_joint")]
     upper = (float(turned) + np.pi / 2) % np.pi - np.pi / 2  # angle of the upper end, left of up
@@ -159,9 +159,10 @@ def _turn_knob(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
         return [Waypoint(now.at, drive=-0.5, patience=4)]
     above = np.array([0.0, 0.0, 0.1])
     if env.spec.name == "TurnOnStove":
-        first, last = at + [0.0, -0.055, 0.012], at + [0.0, 0.07, 0.012]
-    elif upper > -0.8:
-        first, last = at + [0.0, 0.06, 0.012], at + [0.0, -0.06, 0.012]
+        first, last = at + [0.0, -0.065, 0.004], at + [0.0, 0.07, 0.004]
+    elif upper > -0.8:  # a bar that leans away is touched at the finger tips, so off its axis
+        height = 0.004 if upper > 0 else 0.018
+        first, last = at + [0.0, 0.065, height], at + [0.0, -0.065, height]
     else:
         first, last = at + [0.0, -0.032, 0.05], at + [0.0, -0.032, -0.015]
     return [
