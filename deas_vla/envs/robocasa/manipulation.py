@@ -128,7 +128,7 @@ def _open_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """
     handle, out = _drawer(env)
     forward = facing([1.0, 0.0, 0.0], [0.0, 0.0, -np.sign(handle[1])])
-    aim = handle + [0.012, 0.0, 0.07 * miss]  # as deep as fingers around a handle go
+    aim = handle + [0.0, 0.0, 0.07 * miss]
     away = aim + [-0.12, 0.0, 0.0]
     pull = aim + [out - 0.42, 0.0, 0.02]
     take = [Waypoint(aim, forward, FIST, within=0.05, wait=8),
@@ -146,8 +146,8 @@ def _turn_knob(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """One stroke of the fist against the knob's bar; as many as it takes, one after another.
 
     Seen from the robot a knob opens counter-clockwise. Its bar's upper end is pushed to the left to
-    turn on and to the right to turn off; an end that has sunk to the right is pushed further down,
-    until the other one comes up on the left. A sloppy stroke passes above the knob.
+    turn on and to the right to turn off; of a bar that lies, the right end is pushed down. A sloppy
+    stroke passes above the knob.
     """
     kitchen = env.kitchen
     sim, prefix = kitchen.sim, kitchen.stove.naming_prefix
@@ -160,11 +160,11 @@ def _turn_knob(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     above = np.array([0.0, 0.0, 0.1])
     if env.spec.name == "TurnOnStove":
         first, last = at + [0.0, -0.065, 0.004], at + [0.0, 0.07, 0.004]
-    elif upper > -0.8:  # a bar that leans away is touched at the finger tips, so off its axis
+    elif abs(upper) < 0.9:  # a bar that leans away is touched at the finger tips, so off its axis
         height = 0.004 if upper > 0 else 0.018
         first, last = at + [0.0, 0.065, height], at + [0.0, -0.065, height]
     else:
-        first, last = at + [0.0, -0.032, 0.05], at + [0.0, -0.032, -0.015]
+        first, last = at + [0.0, -0.03, 0.05], at + [0.0, -0.03, -0.015]
     return [
         Waypoint(first + above, down, within=0.02, patience=80),
         Waypoint(first, down, within=0.01, speed=0.6, patience=40),
