@@ -116,6 +116,16 @@ def main(config: CandidatesConfig) -> None:
     agreement = analysis.rank_agreement(decisions, generator, config.resamples)
     gains = analysis.gains(decisions, rules, counts, generator, config.resamples, config.seed)
     bins = analysis.proposed_calibration(decisions, generator, config.resamples)
+    phases = [
+        report.Phase(
+            int(part.step.min()),
+            int(part.step.max()),
+            len(part),
+            analysis.rank_agreement(part, generator, config.resamples),
+            analysis.gains(part, rules, [drawn], generator, config.resamples, config.seed),
+        )
+        for part in decisions.phases()
+    ]
 
     record = {
         **run_record(config, started),
@@ -126,13 +136,14 @@ def main(config: CandidatesConfig) -> None:
             "candidates": drawn,
             "repeats": decisions.success.shape[2],
         },
-        "rows": report.oracle_rows(agreement, gains, bins),
+        "rows": report.oracle_rows(agreement, gains, bins, phases),
     }
     report.draw_gains(gains, output / "gains.png")
     report.draw_proposed(bins, output / "proposed.png")
     write_json(output / "results.json", record)
-    report.write_report(record, agreement, gains, output)
+    report.write_report(record, agreement, gains, phases, output)
     print(report.text_table(gains))
+    print(report.phase_table(phases))
     print(f"results in {output}")
 
 

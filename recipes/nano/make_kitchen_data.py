@@ -48,8 +48,8 @@ class DataConfig(ScriptedConfig):
         output: Directory for one ``part_<k>.npz`` per worker.
     """
 
-    episodes: int = 320
-    sloppiness: float = 0.3
+    episodes: int = 800
+    sloppiness: float = 0.1
     first_seed: int = 1_500_000
     tasks: list[str] = field(
         default_factory=lambda: ["CloseDrawer", "OpenDrawer", "TurnOnStove", "TurnOffStove"]
@@ -58,10 +58,10 @@ class DataConfig(ScriptedConfig):
     push: float = 0.02
     every: int = 4
     split: str = "train"
-    scenes: int = 720
-    poses: int = 10
-    layouts: int = 24
-    styles: int = 12
+    scenes: int = 384
+    poses: int = 12
+    layouts: int = 96
+    styles: int = 48
     output: Path = Path("outputs/nano_data/kitchens")
 
 

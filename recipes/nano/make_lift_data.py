@@ -1,6 +1,6 @@
 """Frames of robosuite's Lift for pretraining the nano GR00T: where is the cube, what to do next?
 
-python recipes/nano/make_lift_data.py --episodes=1600 --workers=2 --output=outputs/nano_data/lift
+python recipes/nano/make_lift_data.py --workers=2 --output=outputs/nano_data/lift
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class DataConfig(ScriptedConfig):
         output: Directory for one ``part_<k>.npz`` per worker.
     """
 
-    episodes: int = 1600
+    episodes: int = 400
     first_seed: int = 1_000_000
     every: int = 3
     output: Path = Path("outputs/nano_data/lift")

@@ -56,9 +56,9 @@ class PretrainConfig:
     data: Path = Path("outputs/nano_data")
     output: Path = Path("outputs/nano")
     validation: Path | None = None
-    grounding_steps: int = 1800
-    flow_steps: int = 4000
-    kitchens: float = 0.6
+    grounding_steps: int = 6000
+    flow_steps: int = 4500
+    kitchens: float = 0.75
     grounding_batch: int = 32
     at_work: float = 0.7
     batch_size: int = 64

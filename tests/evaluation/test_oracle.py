@@ -115,6 +115,7 @@ def decisions(success: list, q: list) -> Decisions:
     outcomes, values = np.array(success, dtype=bool), torch.tensor(q, dtype=torch.float32)
     return Decisions(
         np.arange(len(outcomes)),
+        np.arange(len(outcomes))[::-1],
         outcomes,
         torch.zeros(*outcomes.shape[:2], 2, 1),
         values.unsqueeze(0),
@@ -145,6 +146,16 @@ def test_gain_and_regret_of_a_rule_by_hand() -> None:
     assert found["oracle", 2]["success"].value == 1.0
     assert choose(TWO, SelectionConfig(), 2, seed=0).tolist() == [1, 1]
     assert choose(TWO, SelectionConfig(), 1, seed=0).tolist() == [0, 0]
+
+
+def test_phases_are_parts_of_the_episodes() -> None:
+    """Of the steps in turn: the second of the two decision points comes first."""
+    early, late = TWO.phases(3)
+    assert (early.step.tolist(), late.step.tolist()) == ([0], [1])
+    np.testing.assert_array_equal(early.value, TWO.value[1:])
+    assert early.members[0, 0].tolist() == [0, 1, -1] and late.members[0, 0].tolist() == [0, 2, 1]
+    six = decisions([[[0], [1]]] * 6, [[0, 1]] * 6)
+    assert [len(part) for part in six.phases()] == [2, 2, 2]
 
 
 def test_the_oracle_does_not_mistake_luck_for_skill() -> None:

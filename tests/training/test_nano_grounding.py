@@ -160,3 +160,23 @@ def test_pushes_are_not_imitated_and_end_what_is(nano_scripts: object) -> None:
     for _ in range(50):
         calm.plan(None)
     assert not any(calm.pushed)
+
+
+def test_all_pictures_at_once_see_what_each_alone_sees(
+    untrained_nano: Path, nano_frames: Path
+) -> None:
+    from attention import all_pictures_at_once
+    from robots import PANDA
+    from sources import Source, backbone
+
+    (source,) = Source.load_all([PANDA], untrained_nano, nano_frames, held_out=0.2, seed=0)
+    batch, model = source.looks(torch.arange(6)), source.vla.model
+    with torch.no_grad():
+        alone = backbone(model, batch)["backbone_features"]
+        all_pictures_at_once(model)
+        together = backbone(model, batch)["backbone_features"]
+        batch.images[1:] = 0.0  # and no picture sees another
+        first = backbone(model, batch)["backbone_features"]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(first[0], alone[0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(first[1], alone[1], atol=1e-3)

@@ -6,7 +6,7 @@ differ from each other is not asked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class Decisions:
 
     Attributes:
         episode: int64 (M,), the episode of each.
+        step: int64 (M,), steps of the episode before it.
         success: bool (M, N, R).
         candidates: float32 (M, N, H, A), environment units.
         members: float32 (E, M, N), the ensemble's values.
@@ -35,6 +36,7 @@ class Decisions:
     """
 
     episode: Indices
+    step: Indices
     success: NDArray[np.bool_]
     candidates: torch.Tensor
     members: torch.Tensor
@@ -48,6 +50,17 @@ class Decisions:
         """Monte-Carlo value of every candidate, (M, N)."""
         mean: Floats = self.success.mean(axis=2)
         return mean
+
+    def at(self, rows: Indices) -> "Decisions":
+        """Some of the decision points."""
+        names = ("episode", "step", "success", "candidates")
+        some = {name: getattr(self, name)[rows] for name in names}
+        return replace(self, **some, members=self.members[:, rows])
+
+    def phases(self, count: int = 3) -> list["Decisions"]:
+        """As many decision points early, in the middle and late in their episodes."""
+        in_turn = np.argsort(self.step, kind="stable")
+        return [self.at(rows) for rows in np.array_split(in_turn, count) if len(rows)]
 
 
 @torch.inference_mode()
@@ -77,6 +90,7 @@ def score_decisions(critic: Critic, branched: Sequence[Branched]) -> Decisions:
     )
     return Decisions(
         episode,
+        np.array([point.step for point in points]),
         np.stack([point.success for point in points]),
         chunks,
         members.cpu(),
