@@ -31,6 +31,7 @@ from deas_vla.evaluation.offline.intervals import bootstrap, mean_over
 from deas_vla.evaluation.offline.ranking import (
     Rivals,
     chunks_of_other_episodes,
+    groups_of,
     noised_chunks,
     time_shifted_chunks,
     win_rate,
@@ -264,6 +265,22 @@ def test_rivals_are_what_they_say() -> None:
     assert 0.3 < difference.std() < 0.55
     for dimension in range(2):
         assert noised.chunk[..., dimension].max() <= chunks.chunk[..., dimension].max()
+
+
+def test_successes_are_looked_at_by_instruction_where_there_are_several() -> None:
+    table = make_table()
+    chunks = score_dataset_chunks(frame_critic(table), table, EVERY, RewardConfig())
+    assert list(groups_of(chunks, table)) == ["all", "successes", "failures"]
+    told = replace(
+        table,
+        tasks=["Open it.", "Close it."],
+        task_index=np.repeat([0, 1, 0, 1], table.episode_lengths),
+    )
+    groups = groups_of(chunks, told)
+    solved = np.flatnonzero(groups["successes"])
+    parts = [groups[f"successes: {task}"] for task in told.tasks]
+    assert sorted(np.concatenate([np.flatnonzero(part) for part in parts])) == solved.tolist()
+    assert all({*chunks.episode[part]} <= {k, k + 2} for k, part in enumerate(parts))
 
 
 def test_ranking_needs_two_episodes() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deas_vla.data.episodes import EpisodeTable
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline.intervals import Estimate, Floats, Indices, mean_over
 from deas_vla.evaluation.offline.scoring import FrameCritic, ScoredChunks
@@ -115,20 +116,32 @@ def win_rate(critic: FrameCritic, chunks: ScoredChunks, rivals: Rivals) -> Float
     return rate
 
 
-def win_rates(
-    critic: FrameCritic,
-    chunks: ScoredChunks,
-    rivals: Mapping[str, Rivals],
-    generator: np.random.Generator,
-    resamples: int,
-) -> dict[str, dict[str, Estimate]]:
-    """`win_rate` by name of the rivals, over ``all`` chunks, and those of ``successes`` and
-    ``failures``."""
+def groups_of(chunks: ScoredChunks, table: EpisodeTable) -> dict[str, NDArray[np.bool_]]:
+    """Masks (M,) of chunks that are looked at together.
+
+    ``all``, ``successes``, ``failures``, and where episodes have several instructions the successes
+    of each, as ``successes: <instruction>``.
+    """
+    task = np.array([table.task(int(episode)) for episode in chunks.episode])
     groups = {
         "all": np.ones(len(chunks), dtype=bool),
         "successes": chunks.terminated,
         "failures": ~chunks.terminated,
     }
+    if len(told := np.unique(task)) > 1:
+        groups |= {f"successes: {each}": chunks.terminated & (task == each) for each in told}
+    return groups
+
+
+def win_rates(
+    critic: FrameCritic,
+    chunks: ScoredChunks,
+    rivals: Mapping[str, Rivals],
+    groups: Mapping[str, NDArray[np.bool_]],
+    generator: np.random.Generator,
+    resamples: int,
+) -> dict[str, dict[str, Estimate]]:
+    """`win_rate` by name of the rivals and of the group of chunks, as `groups_of` makes them."""
     rates: dict[str, dict[str, Estimate]] = {}
     for name, against in rivals.items():
         won = win_rate(critic, chunks, against)
