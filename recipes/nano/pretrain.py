@@ -83,9 +83,12 @@ class PretrainConfig:
 def fast(mixed_precision: str) -> Iterator[None]:
     """Products in ``mixed_precision``, and attention without the fused kernel.
 
-    On CPUs its backward pass is slower than plain products are at these sizes.
+    On CPUs its backward pass is slower than plain products are at these sizes. Weights are cast
+    anew each time: autocast would keep its first copies for as long as the context lasts, and
+    updates would change nothing.
     """
-    lower = torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16")
+    enabled = mixed_precision == "bf16"
+    lower = torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False)
     with lower, sdpa_kernel(SDPBackend.MATH):
         yield
 

@@ -180,3 +180,19 @@ def test_all_pictures_at_once_see_what_each_alone_sees(
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(first[0], alone[0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(first[1], alone[1], atol=1e-3)
+
+
+def test_updates_count_in_lower_precision(nano_scripts: object) -> None:
+    """Autocast's copies of weights outlive an update, unless they are made anew each time."""
+    from pretrain import fast
+
+    layer, given = torch.nn.Linear(8, 4), torch.ones(2, 8)
+    with fast("bf16"):
+        first = layer(given)
+        assert first.dtype == torch.bfloat16
+        first.sum().backward()
+        with torch.no_grad():
+            layer.weight.zero_()
+        torch.testing.assert_close(layer(given).float(), layer.bias.expand(2, 4), atol=0.01, rtol=0)
+    with fast("no"):
+        assert layer(given).dtype == torch.float32
