@@ -32,7 +32,7 @@ from deas_vla.evaluation.offline.episodes import (
     held_out_episodes,
 )
 from deas_vla.evaluation.offline.metrics import calibration_by_outcome, separation
-from deas_vla.evaluation.offline.ranking import Rivals, dataset_rivals, groups_of, win_rates
+from deas_vla.evaluation.offline.ranking import Rivals, dataset_rivals, win_rates
 from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks, values_along
 from deas_vla.evaluation.offline.tails import solving_chunks, tail_errors
 from deas_vla.files import write_json
@@ -151,8 +151,7 @@ def main(config: CriticEvalConfig) -> None:
         sampled = ask_policy(config, policy.vla, encodings, table, chunks.frame[asked], learned)
         flat = sampled.reshape(-1, *sampled.shape[2:])
         rivals["policy samples"] = Rivals(asked.repeat(config.policy_samples), flat)
-    groups = groups_of(chunks, table)
-    ranking = win_rates(critic, chunks, rivals, groups, generator, config.resamples)
+    ranking = win_rates(critic, chunks, table, rivals, generator, config.resamples)
     solving = solving_chunks(table, episodes, reward, learned.config)
     tails = {}
     if len(solving.frame):

@@ -136,12 +136,13 @@ def groups_of(chunks: ScoredChunks, table: EpisodeTable) -> dict[str, NDArray[np
 def win_rates(
     critic: FrameCritic,
     chunks: ScoredChunks,
+    table: EpisodeTable,
     rivals: Mapping[str, Rivals],
-    groups: Mapping[str, NDArray[np.bool_]],
     generator: np.random.Generator,
     resamples: int,
 ) -> dict[str, dict[str, Estimate]]:
-    """`win_rate` by name of the rivals and of the group of chunks, as `groups_of` makes them."""
+    """`win_rate` by name of the rivals and of the group of chunks (`groups_of`)."""
+    groups = groups_of(chunks, table)
     rates: dict[str, dict[str, Estimate]] = {}
     for name, against in rivals.items():
         won = win_rate(critic, chunks, against)

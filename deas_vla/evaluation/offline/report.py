@@ -149,14 +149,22 @@ def _ranking(rows: Mapping[str, str], output: Path) -> str:
     cells = [
         [name.removeprefix("ranking.").replace("_", " "), *(rows[name + group] for group in groups)]
         for name in rows
-        if name.startswith("ranking.") and not name.endswith(groups[1:])
+        if name.startswith("ranking.") and ".successes: " not in name
+        if not name.endswith(groups[1:])
     ]
+    by_instruction = [
+        [*name.removeprefix("ranking.").replace("_", " ").split(".successes: "), value]
+        for name, value in rows.items()
+        if name.startswith("ranking.") and ".successes: " in name
+    ]
+    told = html_table(["rival", "instruction", "of successes"], by_instruction)
     return f"""
 <h2>Ranking</h2>
 <p>How often the dataset's chunk scores above a rival at the same observation. In failed episodes
 the dataset's chunk is no model to follow: a good critic need not prefer it there.</p>
 {html_picture(output / "ranking.png", "share of rivals beaten")}
-{html_table(["rival", "all chunks", "of successes", "of failures"], cells)}"""
+{html_table(["rival", "all chunks", "of successes", "of failures"], cells)}
+{told if by_instruction else ""}"""
 
 
 def _tails(rows: Mapping[str, str]) -> str:
