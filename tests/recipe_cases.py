@@ -13,6 +13,7 @@ from deas_vla.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "deas_vla/assets/groot_nano"
+KITCHEN_NANO = ROOT / "deas_vla/assets/groot_nano_kitchens"
 
 
 def load_script(path: str) -> ModuleType:

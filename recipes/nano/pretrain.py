@@ -172,6 +172,19 @@ def keep_unused_at_zero(head, sources: list[Source]) -> None:
     weight.register_hook(lambda gradient: gradient * used)
 
 
+def after(
+    earlier: Path, report: dict[str, dict[str, Any]], spent: dict[str, float]
+) -> dict[str, Any]:
+    """The record of all pretraining so far: what was spent in all, and figures that still hold.
+
+    A backbone that was left as it is keeps its figures.
+    """
+    before = json.loads(earlier.read_text()) if earlier.is_file() else {}
+    if not spent["grounding_steps"]:
+        report = {tag: before.get(tag, {}) | found for tag, found in report.items()}
+    return report | {name: before.get(name, 0) + more for name, more in spent.items()}
+
+
 def main(config: PretrainConfig) -> None:
     started = time.time()
     torch.manual_seed(config.seed)
@@ -200,12 +213,12 @@ def main(config: PretrainConfig) -> None:
     save_checkpoint(model, config.output)
     for source in sources:
         report[source.robot.tag]["frames"] = len(source.frames.state)
-    record = {
-        **report,
+    spent = {
         "grounding_steps": config.grounding_steps,
         "flow_steps": config.flow_steps,
         "wall_minutes": (time.time() - started) / 60,
     }
+    record = after(config.init / "pretraining.json", report, spent)
     (config.output / "pretraining.json").write_text(json.dumps(record, indent=1))
     print(json.dumps(record))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipe_cases import NANO, load_script
+from recipe_cases import KITCHEN_NANO, load_script
 
 from deas_vla.bundle import open_bundle
 from deas_vla.cli import parse
@@ -31,6 +31,11 @@ def test_it_takes_what_the_public_checkpoint_takes(untrained_nano: Path) -> None
     )  # float32
     rest = sum(f.stat().st_size for f in untrained_nano.rglob("*") if f.suffix != ".safetensors")
     assert weights + rest < 12_000_000
+    shipped = sum(file.stat().st_size for file in KITCHEN_NANO.rglob("*") if file.is_file())
+    assert shipped < 12_000_000
+    read = lambda name: json.loads((KITCHEN_NANO / name).read_text())  # noqa: E731
+    assert {name: read("config.json")[name] for name in LIMITS} == LIMITS
+    assert read("embodiment_id.json") == numbers
     stats = json.loads((untrained_nano / "statistics.json").read_text())["robocasa_panda_omron"]
     assert stats["state"]["base_position"]["max"] == [10.0] * 3  # no kitchen lies outside
     assert stats["state"]["gripper_qpos"]["max"][0] < 10  # of its frames
@@ -165,7 +170,8 @@ def test_both_robots_are_trained_over_one_backbone(
         )
     )  # fmt: skip
     report = json.loads((tmp_path / "on/pretraining.json").read_text())
-    assert {*report[PANDA.tag]} == {"frames", "flow_loss"}
+    assert {"frames", "flow_loss", "grounding_at_work_mm"} <= {*report[PANDA.tag]}
+    assert (report["grounding_steps"], report["flow_steps"]) == (4, 6)
     assert load(tmp_path / "on", PANDA).backbone_fingerprint() == vla.backbone_fingerprint()
 
 
@@ -183,12 +189,9 @@ def load(path: Path, robot: object) -> object:
 
 @pytest.mark.slow
 def test_a_robot_of_44_dimensions_goes_through_the_whole_recipe(
-    shared_dir: Path, request: pytest.FixtureRequest, tmp_path: Path
+    shared_dir: Path, tmp_path: Path
 ) -> None:
     """A humanoid's dataset: convert, finetune with new projectors, critic, offline report."""
-    said = json.loads((NANO / "config.json").read_text())
-    fits = said["max_action_dim"] >= 44 and said["max_state_dim"] >= 44
-    nano = NANO if fits else request.getfixturevalue("untrained_nano")
     dataset = convert_v2(shared_dir / "data/robot_sim.PickNPlace", tmp_path / "gr1")
     output = tmp_path / "run"
     finetune = load_script("recipes/finetune_groot.py")
@@ -199,7 +202,7 @@ def test_a_robot_of_44_dimensions_goes_through_the_whole_recipe(
                 f"--dataset.root={dataset}",
                 "--dataset.repo_id=test/gr1",
                 "--dataset.holdout=0.4",
-                f"--policy.path={nano}",
+                f"--policy.path={KITCHEN_NANO}",
                 "--policy.embodiment=new_embodiment",
                 "--policy.train_projectors=true",
                 "--policy.steps=4",
