@@ -127,7 +127,8 @@ def _open_drawer(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     The wrist turns the way that lets the arm come down on the handle's side of the robot.
     """
     handle, out = _drawer(env)
-    forward = facing([1.0, 0.0, 0.0], [0.0, 0.0, -np.sign(handle[1])])
+    down = -1.0 if handle[1] > 0 else 1.0
+    forward = facing([1.0, 0.0, 0.0], [0.0, 0.0, down])
     aim = handle + [0.0, 0.0, 0.07 * miss]
     away = aim + [-0.12, 0.0, 0.0]
     pull = aim + [out - 0.42, 0.0, 0.02]
