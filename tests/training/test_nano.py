@@ -33,9 +33,9 @@ def test_it_takes_what_the_public_checkpoint_takes(untrained_nano: Path) -> None
     assert weights + rest < 12_000_000
     shipped = sum(file.stat().st_size for file in KITCHEN_NANO.rglob("*") if file.is_file())
     assert shipped < 12_000_000
-    read = lambda name: json.loads((KITCHEN_NANO / name).read_text())  # noqa: E731
-    assert {name: read("config.json")[name] for name in LIMITS} == LIMITS
-    assert read("embodiment_id.json") == numbers
+    said = json.loads((KITCHEN_NANO / "config.json").read_text())
+    assert {name: said[name] for name in LIMITS} == LIMITS
+    assert json.loads((KITCHEN_NANO / "embodiment_id.json").read_text()) == numbers
     stats = json.loads((untrained_nano / "statistics.json").read_text())["robocasa_panda_omron"]
     assert stats["state"]["base_position"]["max"] == [10.0] * 3  # no kitchen lies outside
     assert stats["state"]["gripper_qpos"]["max"][0] < 10  # of its frames
