@@ -72,6 +72,18 @@ def test_fused_candidates_equal_naive_replication(vla: GrootVLA, batch: dict[str
     )
 
 
+def test_autocast_takes_the_fused_head_too(vla: GrootVLA) -> None:
+    """A float32 head in bfloat16 products, as LeRobot's own class runs there."""
+    batch, start = observation(2), noise(vla, 2, 3)
+    encoding = vla.encode(batch)
+    exact = vla.sample_normalised(encoding, start)
+    with torch.autocast("cpu", torch.bfloat16):
+        fused = vla.sample_normalised(encoding, start)
+        alone = vla.sample_normalised(encoding, start[:, :1])
+    assert (fused.float() - exact).abs().max() < 0.05
+    assert (fused[:, :1].float() - alone.float()).abs().max() < 0.05
+
+
 def test_fused_is_what_runs(vla: GrootVLA, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several candidates never reach LeRobot's own method; one candidate never leaves it."""
     encoding = vla.encode(observation(1))

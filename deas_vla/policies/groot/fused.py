@@ -50,7 +50,8 @@ class Modulation:
 
     def __call__(self, x: Tensor, eps: float) -> Tensor:
         """The norm and its modulation in one: (..., W) to (..., W)."""
-        return F.layer_norm(x, self.scale.shape, self.scale, self.shift, eps)
+        scale, shift = self.scale.to(x.dtype), self.shift.to(x.dtype)  # autocast mixes them
+        return F.layer_norm(x, scale.shape, scale, shift, eps)
 
 
 @dataclass(frozen=True)
