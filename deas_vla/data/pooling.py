@@ -23,10 +23,12 @@ class PoolingConfig:
         kind: `mean` over all valid tokens (DEAS's choice); `camera_mean`, one mean per image and
             one of the text; `grid`, a grid of means per image and one mean of the text.
         grid: cells along each side of an image for `grid`; 2 gives 4 cells.
+        last: append the last valid token, which has attended to everything before it.
     """
 
     kind: PoolingKind = "mean"
     grid: int = 2
+    last: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PoolingKind):
@@ -39,10 +41,11 @@ class PoolingConfig:
 
 def feature_dim(config: PoolingConfig, num_images: int, hidden: int) -> int:
     """Length `F` of the pooled feature, for `num_images` images and tokens of width `hidden`."""
+    last = int(config.last)
     if config.kind == "mean":
-        return hidden
+        return (1 + last) * hidden
     cells = 1 if config.kind == "camera_mean" else config.grid**2
-    return (num_images * cells + 1) * hidden
+    return (num_images * cells + 1 + last) * hidden
 
 
 def pool_tokens(
@@ -66,13 +69,27 @@ def pool_tokens(
 
     Returns:
         float32 (B, F): the mean; or the images' means (for `grid`: image by image, row by row)
-        followed by the mean of the valid tokens that belong to no image.
+        followed by the mean of the valid tokens that belong to no image; then the last valid token,
+        where it is asked for.
 
     Raises:
         DeasError: image tokens that do not divide into `num_images` images of `image_size`.
     """
     tokens = tokens.float()  # sums over hundreds of bfloat16 tokens would lose the small ones
     valid = attention_mask.bool()
+    means = _means(tokens, valid, image_mask, num_images, config, image_size)
+    return torch.cat([means, _last(tokens, valid)], dim=1) if config.last else means
+
+
+def _means(
+    tokens: Tensor,
+    valid: Tensor,
+    image_mask: Tensor,
+    num_images: int,
+    config: PoolingConfig,
+    image_size: tuple[int, int] | None,
+) -> Tensor:
+    """What `PoolingConfig.kind` asks for, arguments as of `pool_tokens`."""
     if config.kind == "mean":
         return _masked_mean(tokens, valid)
     in_image = valid & image_mask.bool()
@@ -99,6 +116,13 @@ def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     # where, not a product: what stands in padding may be NaN.
     total = torch.where(mask.unsqueeze(-1), tokens, 0.0).sum(dim=1)
     return total / weight.sum(dim=1).clamp(min=1.0)
+
+
+def _last(tokens: Tensor, valid: Tensor) -> Tensor:
+    """The last token under the mask. (B, D)"""
+    order = torch.arange(valid.shape[1], device=valid.device)
+    last = torch.where(valid, order, 0).argmax(dim=1)  # (B,)
+    return tokens[torch.arange(len(tokens), device=tokens.device), last]
 
 
 def _split_images(tokens: Tensor, in_image: Tensor, num_images: int) -> Tensor:

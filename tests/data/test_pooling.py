@@ -6,7 +6,12 @@ from deas_vla.errors import DeasError
 
 IMAGES, HEIGHT, WIDTH, TEXT, HIDDEN = 2, 4, 6, 5, 3
 IMAGE_TOKENS = IMAGES * HEIGHT * WIDTH
-KINDS = [PoolingConfig(), PoolingConfig(kind="camera_mean"), PoolingConfig(kind="grid", grid=2)]
+KINDS = [
+    PoolingConfig(),
+    PoolingConfig(kind="camera_mean"),
+    PoolingConfig(kind="grid", grid=2),
+    PoolingConfig(kind="camera_mean", last=True),
+]
 
 
 def layout(left, right):
@@ -25,14 +30,14 @@ def pool(config, left=0, right=0, dtype=torch.float32):
     return pool_tokens(tokens.to(dtype), valid, in_image, IMAGES, config, (HEIGHT, WIDTH))
 
 
-@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind + "_last" * config.last)
 @pytest.mark.parametrize(("left", "right"), [(7, 0), (0, 7), (3, 4)])
 def test_padding_never_counts(config, left, right):
     """Known mistake 4. Padding holds NaN here, so a single padded token would show."""
     torch.testing.assert_close(pool(config, left, right), pool(config), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind + "_last" * config.last)
 def test_size_and_dtype(config):
     pooled = pool(config, dtype=torch.bfloat16)
     assert pooled.dtype == torch.float32
@@ -53,6 +58,13 @@ def test_exact_values():
         for c in (0, 3)
     ]
     torch.testing.assert_close(pool(KINDS[2])[0], torch.cat([*cells, text]))
+
+
+@pytest.mark.parametrize("kind", ["mean", "camera_mean", "grid"])
+def test_the_last_token_comes_behind_the_means(kind):
+    tokens, _, _ = layout(0, 0)
+    both = pool(PoolingConfig(kind=kind, last=True), left=3, right=4)[0]
+    torch.testing.assert_close(both, torch.cat([pool(PoolingConfig(kind=kind))[0], tokens[0, -1]]))
 
 
 def test_one_cell_is_the_camera_mean():
