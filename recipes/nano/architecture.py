@@ -90,7 +90,7 @@ def backbone_config(ids: dict[str, int]):
             "vocab_size": VOCABULARY,
             "hidden_size": WIDTH,
             "intermediate_size": 384,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 32,
@@ -124,7 +124,7 @@ def head_config() -> dict[str, Any]:
     heads = {"num_attention_heads": 4, "dropout": 0.0, "final_dropout": False}
     return {
         "backbone_embedding_dim": WIDTH,
-        "select_layer": 3,
+        "select_layer": 4,
         "hidden_size": PROJECTOR_WIDTH,
         "input_embedding_dim": HEAD_WIDTH,
         "max_state_dim": MAX_DIM,

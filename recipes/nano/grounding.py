@@ -1,9 +1,12 @@
 """First phase: the backbone learns to see where the named thing is.
 
-Two questions to every picture and instruction. *Where* is asked of the means of tokens, as critics
-read them. *Pointing* is asked of each token by itself: is the thing in your part of the picture,
-where in it, and how far away? An error of the first has to find its way through a mean of 16
-tokens; the second tells every token what it looks at, and generalises to other kitchens sooner.
+Three questions to every picture and instruction. *Where* is asked of the means of tokens, as
+critics read them. *Pointing* is asked of each token by itself: is the thing in your part of the
+picture, where in it, and how far away? An error of the first has to find its way through a mean of
+16 tokens; the second tells every token what it looks at, and generalises to other kitchens sooner.
+*Telling* is asked of the tokens behind the pictures, and nothing answers for them: their first
+numbers have to be the place. An action head that had to learn from chunks alone how to read the
+place out of pictures' tokens did not get there (docs/quickstart.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +21,8 @@ from deas_vla.data.pooling import PoolingConfig, feature_dim, pool_tokens
 
 POOLING = PoolingConfig(kind="camera_mean")  # as critics see it
 POINTING = 0.3  # weight of the second question
+TELLING = 1.0  # weight of the third
+TELLERS = 3  # last tokens, behind all pictures
 
 
 class Pointer(nn.Module):
@@ -89,8 +94,14 @@ class Answers(nn.Module):
                 nn.LayerNorm(pooled), nn.Linear(pooled, 256), nn.GELU(), nn.Linear(256, 6)
             )
 
-    def forward(self, model: Any, source: Source, batch: Questions) -> tuple[Tensor, Tensor]:
-        """Places (B, 6) in a source's units, and what tokens of ``model`` say (B, C, T, 4)."""
+    def forward(
+        self, model: Any, source: Source, batch: Questions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of ``model``'s tokens: what heads make of their means, of each, and what they tell.
+
+        Returns:
+            Places (B, 6) in the source's units, `Pointer`'s (B, C, T, 4), `told` (B, K, 6).
+        """
         out = backbone(model, batch)
         tokens, image = out["backbone_features"], out["image_mask"]
         real = out["backbone_attention_mask"]
@@ -98,7 +109,13 @@ class Answers(nn.Module):
         pictures = tokens[image].unflatten(0, (len(tokens), batch.images.shape[1], -1))
         words = (real.bool() & ~image).unsqueeze(-1)
         text = (tokens * words).sum(1) / words.sum(1)
-        return self.where[source.robot.tag](pooled), self.pointer(pictures, text)
+        return self.where[source.robot.tag](pooled), self.pointer(pictures, text), told(tokens)
+
+
+def told(tokens: Tensor) -> Tensor:
+    """Places (B, `TELLERS`, 6) that tokens (B, L, D) tell, as an action head's norm has them."""
+    tellers = tokens[:, -TELLERS:].float()
+    return nn.functional.layer_norm(tellers, tellers.shape[-1:])[..., :6]
 
 
 def ground(
@@ -128,9 +145,13 @@ def ground(
         chosen, index = next(drawn)
         source = sources[chosen]
         batch = source.questions(index, augment=True)
-        where, pointed = answers(model, source, batch)
-        errors = (where - batch.target).square().mean(), pointing_loss(pointed, batch.seen)
-        loss = errors[0] + POINTING * errors[1]
+        where, pointed, telling = answers(model, source, batch)
+        errors = (
+            (where - batch.target).square().mean(),
+            pointing_loss(pointed, batch.seen),
+            (telling - batch.target[:, None]).square().mean(),
+        )
+        loss = errors[0] + POINTING * errors[1] + TELLING * errors[2]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -155,8 +176,8 @@ def missed(model: Any, answers: Answers, source: Source) -> dict[str, float | No
     misses, pixels = [], []
     for pairs in source.test_pairs.split(256):
         batch = source.questions(pairs)
-        where, pointed = answers(model, source, batch)
-        misses.append(source.misses(pairs, where))
+        _, pointed, telling = answers(model, source, batch)
+        misses.append(source.misses(pairs, telling[:, -1]))
         pixels.append(pixels_missed(pointed, batch.seen, batch.images.shape[-1]))
     at_work = source.at_work[source.test_pairs]
     near = at_work & (source.from_hand[source.test_pairs].norm(dim=1) < 0.2)

@@ -11,20 +11,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from attention import all_pictures_at_once
 from build import save_checkpoint
+from flow import imitate, imitated
 from frames import Frames
 from grounding import ground, missed
 from robots import ROBOTS
-from sources import Chunks, Source, joined
+from sources import Chunks, Source
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from deas_vla.cli import run
 from deas_vla.errors import DeasError
@@ -109,9 +109,7 @@ def grounded(model, sources: list[Source], config: PretrainConfig) -> dict[str, 
             chosen = int(torch.multinomial(shares, 1))
             yield chosen, sources[chosen].drawn(config.grounding_batch, config.at_work)
 
-    def schedule(parameters: list[nn.Parameter]):
-        return one_cycle(parameters, config.lr, config.grounding_steps)
-
+    schedule = partial(one_cycle, lr=config.lr, steps=config.grounding_steps)
     answers = ground(model, sources, drawn(), schedule, config.grounding_steps)
     found: dict[str, dict[str, Any]] = {}
     for source in sources:
@@ -121,55 +119,6 @@ def grounded(model, sources: list[Source], config: PretrainConfig) -> dict[str, 
             there = missed(model, answers, source.elsewhere(Frames.load(folder)))
             found[source.robot.tag]["validation"] = there
     return found
-
-
-def flow(
-    model, sources: list[Source], every: list[Chunks], config: PretrainConfig
-) -> dict[str, float]:
-    """GR00T's flow-matching loss on cached tokens; returns the held-out loss of each robot."""
-    loss_of = sources[0].vla.flow_matching_loss
-    length = max(chunks.tokens.shape[1] for chunks in every)
-    sizes = [round(config.batch_size * share) for share in config.shares(sources)]
-    head = model.action_head
-    head.requires_grad_(True)
-    head.train()
-    keep_unused_at_zero(head, sources)
-    optimizer, schedule = one_cycle(list(head.parameters()), config.lr, config.flow_steps)
-    progress = tqdm(range(config.flow_steps), desc="flow matching")
-    for step in progress:
-        drawn = [
-            c.train[torch.randint(len(c.train), (n,))] for c, n in zip(every, sizes, strict=True)
-        ]
-        loss = loss_of(*joined([c.batch(i, length) for c, i in zip(every, drawn, strict=True)]))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-    head.eval()
-    with torch.no_grad():
-        return {
-            source.robot.tag: float(
-                np.mean([loss_of(*c.batch(part, length)).item() for part in c.test.split(256)])
-            )
-            for source, c in zip(sources, every, strict=True)
-        }
-
-
-def keep_unused_at_zero(head, sources: list[Source]) -> None:
-    """Let no noise in through action dimensions that a robot does not have.
-
-    The head pads them with noise that stays noise while it samples; 132 of them would drown seven.
-    """
-    weight = head.action_encoder.W1.W  # (embodiments, action dimensions, width)
-    used = torch.ones_like(weight[..., :1])
-    for source in sources:
-        used[source.robot.number, source.robot.action_dim :] = 0
-    with torch.no_grad():
-        weight.mul_(used)
-    weight.register_hook(lambda gradient: gradient * used)
 
 
 def after(
@@ -202,10 +151,12 @@ def main(config: PretrainConfig) -> None:
     if config.flow_steps:
         every = [Chunks(model, source) for source in sources]
         with fast(config.mixed_precision):
-            losses = flow(model, sources, every, config)
-        print(f"flow matching, held out: {losses}")
-        for tag, loss in losses.items():
-            report[tag]["flow_loss"] = loss
+            sizes = [round(config.batch_size * share) for share in config.shares(sources)]
+            schedule = partial(one_cycle, lr=config.lr, steps=config.flow_steps)
+            imitate(model, sources, every, sizes, schedule, config.flow_steps)
+        found = {s.robot.tag: imitated(s, c) for s, c in zip(sources, every, strict=True)}
+        print(f"flow matching: {found}")
+        report = {tag: figures | found[tag] for tag, figures in report.items()}
     shutil.copytree(config.init, config.output, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))  # fmt: skip
     model.to(torch.bfloat16)

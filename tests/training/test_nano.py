@@ -149,6 +149,7 @@ def test_both_robots_are_trained_over_one_backbone(
     before = load(untrained_nano, PANDA).groot
     for robot in (PANDA, PANDA_OMRON):
         assert report[robot.tag]["frames"] == 24 and report[robot.tag]["flow_loss"] > 0
+        assert set(report[robot.tag]["unexplained"]) == {"held_out", "trained"}
         assert report[robot.tag]["validation"]["grounding_at_work_mm"] > 0
         vla = load(tmp_path / "nano", robot)
         assert vla.spec.action_horizon == 16 and vla.spec.noise_shape == (40, 132)
