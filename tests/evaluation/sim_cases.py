@@ -20,7 +20,7 @@ class ToyEnv:
 
     Its task says what goes wrong: ``Breaks`` (every fifth seed raises), ``BreaksOnce`` and
     ``DiesOnce`` (the first time in ``scratch``), ``Dies`` (every fifth seed), ``Refuses``,
-    ``Slow``.
+    ``Slow``; ``Closes`` leaves a file where it was closed.
     """
 
     def __init__(self, task: str, scratch: Path) -> None:
@@ -80,7 +80,8 @@ class ToyEnv:
         return {}
 
     def close(self) -> None:
-        pass
+        if self.spec.name == "Closes":
+            (self.scratch / f"closed.{os.getpid()}").touch()
 
 
 class ToyMaker:

@@ -170,6 +170,12 @@ def test_workers_that_all_die_end_the_evaluation(tmp_path: Path) -> None:
         list(run_trials(pool, trials))
 
 
+def test_workers_close_their_simulators_at_the_end(tmp_path: Path) -> None:
+    """A renderer that only the interpreter's end finds leaves EGL's errors on the screen."""
+    outcomes(tmp_path, "Closes", workers=2, episodes=4)
+    assert len(list(tmp_path.glob("closed.*"))) == 2
+
+
 def test_no_worker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeasError, match="workers 0"):
         SimulatorPool(0, ToyMaker(tmp_path), ToyPlanner())

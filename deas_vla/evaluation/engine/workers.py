@@ -353,16 +353,17 @@ class _Desk:
         except DeasError as error:
             return _Refused(str(error))
         except Exception as error:
-            self._close()
+            self.close()
             return _Broken(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
     def _simulator(self, task: str) -> SimEnv:
         if self._env is None or task != self._task:
-            self._close()
+            self.close()
             self._env, self._task = self._make_env(task), task
         return self._env
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the simulator, so that no renderer is left to an interpreter that is going."""
         if self._env is not None:
             with contextlib.suppress(Exception):  # it may be what broke
                 self._env.close()
@@ -376,3 +377,4 @@ def _serve(connection: Connection, make_env: Callable[[str], SimEnv]) -> None:
     with contextlib.suppress(_MainIsGone, EOFError, OSError):
         while (job := connection.recv()) is not None:
             connection.send(desk.handle(job))
+    desk.close()
