@@ -166,7 +166,7 @@ def ground(
 
 @torch.no_grad()
 def missed(model: Any, answers: Answers, source: Source) -> dict[str, float | None]:
-    """Median misses of the held-out episodes; None where there are no such frames.
+    """Median misses of the held-out episodes, as the last token tells; None without such frames.
 
     Returns:
         Millimetres from the hand for questions about experts' frames, for those nearer than 20 cm,
