@@ -2,10 +2,11 @@
 
 python recipes/nano/make_kitchen_data.py --workers=2 --output=outputs/nano_data/kitchens
 
-Two kinds: scripted experts at work, whose actions are imitated too, and a robot that stands about
-in many more kitchens, its arm anywhere, doors and drawers half open. A frame of a stove is asked
-for each of its knobs. Kitchens to train in are varied (varied.py), and painted anew for every
-picture; others are as they are.
+Two kinds: scripted experts at work, whose commands are imitated too, as they were meant and without
+the jitter that was executed (DART, pushes.py), and a robot that stands about in many more kitchens,
+its arm anywhere, doors and drawers half open. A frame of a stove is asked for each of its knobs.
+Kitchens to train in are varied (varied.py), and painted anew for every picture; others are as they
+are.
 """
 
 from dataclasses import dataclass, field
@@ -112,9 +113,10 @@ def work(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
         return True
 
     episode = rollout(env, expert, seed, record_images=keep)
+    meant = np.stack(expert.meant[: episode.steps])
     for row, step in zip(found.rows, range(phase, episode.steps, config.every), strict=True):
         Collector.see(row, episode.observations[step])
-        row |= {"imitate": not expert.pushed[step], **chunk_at(episode.actions, step)}
+        row |= {"imitate": not expert.pushed[step], **chunk_at(meant, step)}
         row["valid"][: episode.steps - step] &= expert.undisturbed(step, HORIZON)
     return found
 

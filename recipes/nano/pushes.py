@@ -20,15 +20,17 @@ class Pushed:
 
     Attributes:
         pushed: Of every step so far, whether its action was a push.
+        meant: Of every step so far, the action (12,) without the expert's jitter.
     """
 
     def __init__(self, expert: ReachExpert, probability: float) -> None:
         self.expert, self.probability = expert, probability
         self.pushed: list[bool] = []
+        self.meant: list[NDArray[np.float32]] = []
 
     def reset(self, seed: int) -> None:
         self.expert.reset(seed)
-        self.pushed = []
+        self.pushed, self.meant = [], []
         self._rng = np.random.default_rng((seed, 6))
         self._push: list[NDArray[np.float32]] = []
         self._last: NDArray[np.float32] | None = None
@@ -41,9 +43,11 @@ class Pushed:
             action = self._push.pop()
             if not self._push:
                 self.expert.replan()
+            self.meant.append(action)
             return Plan(action[None])
         plan = self.expert.plan(env)
         self._last = plan.actions[-1]
+        self.meant.append(self.expert.meant)
         return plan
 
     def undisturbed(self, step: int, horizon: int) -> NDArray[np.bool_]:
