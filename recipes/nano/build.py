@@ -9,6 +9,7 @@ embodiments.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from architecture import (
@@ -23,6 +24,8 @@ from robots import FREE, FREE_NUMBER, HORIZON, ROBOTS, Robot
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.training.features import column_statistics
+
+TOLD, LOUD = 6, 4.0
 
 
 @dataclass
@@ -95,6 +98,12 @@ def save_checkpoint(model, output: Path) -> None:
     model.save_pretrained(output, max_shard_size="2MB")
 
 
+def listen(head: Any) -> None:
+    """Make the numbers that tokens tell places by (grounding.py) loud among the others."""
+    with torch.no_grad():
+        head.vlln.weight[:TOLD] *= LOUD
+
+
 def main(config: BuildConfig) -> None:
     from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
 
@@ -125,6 +134,7 @@ def main(config: BuildConfig) -> None:
     )
     safe = {"trust_remote_code": False}
     model = GR00TN17(settings, transformers_loading_kwargs=safe, load_backbone_weights=False)
+    listen(model.action_head)
     save_checkpoint(model, output)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{parameters:.2f} M parameters for {', '.join(numbers)} in {output}")

@@ -1,16 +1,36 @@
-"""Second phase: the action head learns the experts' chunks over the frozen backbone's tokens."""
+"""Second phase: the action head learns the experts' chunks over the frozen backbone's tokens.
+
+What it learns from is arranged so that it listens to what the backbone tells (grounding.py). Left
+to itself it reads the pictures' tokens, knows the kitchens of its frames by them and not others,
+and never asks the tellers: places permuted among frames changed its commands by a hundredth, after
+4,500 updates and more. So
+
+- tellers tell the truth, and all other tokens from the pictures on are another frame's;
+- the first updates are regression: without noise, and with four of the pictures' tokens. The same
+  head by flow matching was after 1,000 updates where the state alone brings it, and by regression
+  after 3,000 nearly where the truth does;
+- commands are complete to a head that is told the truth. Told by the backbone, with an error that
+  stays the same while the hand comes near, it misses by that error, and does not hesitate.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from grounding import TELLERS
 from robots import HORIZON
 from sources import Chunks, Source, joined
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from deas_vla.policies.vla import Encoding
+
 SAMPLES = 8  # chunks of a frame whose mean is held against the expert's
 LOOKED_AT = 256  # frames of each robot that are sampled for
+REGRESSION = 0.5  # share of the updates without noise
+SHORT = 0.85  # share of the updates on the robots' own steps and few tokens, at twice the speed
+FEW = 4  # tokens of pictures, where they are few
 
 
 def imitate(
@@ -21,7 +41,7 @@ def imitate(
     schedule: Callable[[list[nn.Parameter]], tuple[Any, Any]],
     steps: int,
 ) -> None:
-    """GR00T's flow-matching loss on cached tokens.
+    """Regression, then GR00T's flow-matching loss, on cached tokens.
 
     Args:
         model: Its action head is trained.
@@ -35,15 +55,20 @@ def imitate(
     head.requires_grad_(True)
     head.train()
     keep_unused_at_zero(head, sources)
-    length = max(chunks.tokens.shape[1] for chunks in every)
+    vla = sources[0].vla
     optimizer, rate = schedule(list(head.parameters()))
     progress = tqdm(range(steps), desc="flow matching")
     for step in progress:
-        drawn = [
-            c.train[torch.randint(len(c.train), (n,))] for c, n in zip(every, sizes, strict=True)
-        ]
-        batches = [c.batch(i, length) for c, i in zip(every, drawn, strict=True)]
-        loss = sources[0].vla.flow_matching_loss(*joined(batches))
+        short = step < SHORT * steps
+        batches = [drawn(chunks, n, short) for chunks, n in zip(every, sizes, strict=True)]
+        encoding, action, counts = joined(batches)
+        if short:
+            action, counts = action[:, :HORIZON], counts[:, :HORIZON]
+        if step < REGRESSION * steps:
+            missed = (chunk_without_noise(vla, encoding, action) - action).square() * counts
+            loss = missed.sum() / counts.sum()
+        else:
+            loss = vla.flow_matching_loss(encoding, action, counts)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -52,6 +77,52 @@ def imitate(
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
     head.eval()
+
+
+def drawn(chunks: Chunks, count: int, short: bool) -> tuple[Encoding, Tensor, Tensor]:
+    """A batch to train on: the truth told, and no picture of the frame's own.
+
+    Args:
+        chunks: Of one robot.
+        count: B.
+        short: Keep `FEW` tokens of the pictures, and none of padding.
+    """
+    index = chunks.train[torch.randint(len(chunks.train), (count,))]
+    encoding, action, counts = chunks.batch(index)
+    tokens, pictures = encoding.tokens, chunks.images[0]  # at the same places in each frame
+    first = int(pictures.int().argmax())
+    others = tokens[torch.randperm(count), first:-TELLERS]
+    tokens = torch.cat([tokens[:, :first], others, tokens[:, -TELLERS:]], dim=1)
+    kept = torch.arange(len(pictures))
+    if short:
+        some = torch.where(pictures)[0]
+        some = some[torch.randperm(len(some))[:FEW]]
+        words = torch.where(~pictures & chunks.attention.any(0))[0]
+        kept = torch.cat([words, some]).sort().values
+    masks = {name: getattr(encoding, name)[:, kept] for name in ("attention_mask", "image_mask")}
+    return replace(encoding, tokens=tokens[:, kept], **masks), action, counts
+
+
+def chunk_without_noise(vla: Any, encoding: Encoding, like: Tensor) -> Tensor:
+    """What the head makes of no noise at time 0, as long as ``like`` (B, H, A_model)."""
+    head = vla.groot.action_head
+    seen, given = vla.head_inputs(encoding)
+    seen = head.process_backbone_output(seen)
+    robot = given.embodiment_id
+    state = head.state_encoder(given.state.view(len(like), 1, -1), robot)
+    start = torch.zeros(len(like), dtype=torch.long, device=like.device)
+    action = head.action_encoder(torch.zeros_like(like), start, robot)
+    action = action + head.position_embedding(torch.arange(like.shape[1], device=like.device))
+    out, _ = head.model(
+        hidden_states=torch.cat([state, action], dim=1),
+        encoder_hidden_states=seen.backbone_features,
+        encoder_attention_mask=seen.backbone_attention_mask,
+        timestep=start,
+        return_all_hidden_states=True,
+        image_mask=seen.image_mask,
+        backbone_attention_mask=seen.backbone_attention_mask,
+    )
+    return head.action_decoder(out, robot)[:, -like.shape[1] :]
 
 
 def keep_unused_at_zero(head: Any, sources: list[Source]) -> None:
@@ -77,10 +148,8 @@ def imitated(source: Source, chunks: Chunks) -> dict[str, Any]:
         trained on: the distance of the mean sampled chunk from the expert's, over that of always
         the mean command. The loss hides what a head has not learned, for most of it is noise.
     """
-    length = chunks.tokens.shape[1]
     losses = [
-        source.vla.flow_matching_loss(*chunks.batch(part, length)).item()
-        for part in chunks.test.split(256)
+        source.vla.flow_matching_loss(*chunks.batch(part)).item() for part in chunks.test.split(256)
     ]
     return {
         "flow_loss": sum(losses) / len(losses),
@@ -93,7 +162,7 @@ def imitated(source: Source, chunks: Chunks) -> dict[str, Any]:
 
 def unexplained(source: Source, chunks: Chunks, index: Tensor) -> float:
     """Of `imitated`, over the chunks ``index``; 1 for what knows nothing but the mean command."""
-    encoding, wanted, counts = chunks.batch(index, chunks.tokens.shape[1])
+    encoding, wanted, counts = chunks.batch(index)
     noise = torch.randn(len(index), SAMPLES, *source.vla.spec.noise_shape)
     sampled = source.vla.sample_normalised(encoding, noise).float().mean(1)
     wanted, sampled = wanted[:, :HORIZON], sampled[:, :HORIZON]

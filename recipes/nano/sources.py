@@ -201,7 +201,7 @@ def backbone(model, batch: Questions) -> dict[str, Tensor]:
 
 
 class Chunks:
-    """Tokens and targets of every frame that is imitated, of all robots."""
+    """Tokens and targets of every frame of one robot that is imitated."""
 
     def __init__(self, model, source: Source) -> None:
         frames = torch.from_numpy(np.flatnonzero(source.frames.imitate))
@@ -218,24 +218,30 @@ class Chunks:
         held_out = source.held_out[frames]
         self.train, self.test = torch.where(~held_out)[0], torch.where(held_out)[0]
 
-    def batch(self, index: Tensor, length: int) -> tuple[Encoding, Tensor, Tensor]:
-        """Encodings padded on the left to ``length`` tokens, actions and what of them counts."""
-        short = length - self.tokens.shape[1]
-        tokens = nn.functional.pad(self.tokens[index].float(), (0, 0, short, 0))
-        masks = (nn.functional.pad(m[index], (short, 0)) for m in (self.attention, self.images))
-        inputs = {key: self.targets[key][index].float() for key in ("state",)}
+    def batch(self, index: Tensor) -> tuple[Encoding, Tensor, Tensor]:
+        """Encodings, actions and what of them counts."""
+        inputs = {"state": self.targets["state"][index].float()}
         inputs["embodiment_id"] = self.targets["embodiment_id"][index]
-        encoding = Encoding(tokens, *masks, inputs, inputs["state"])
+        encoding = Encoding(
+            self.tokens[index].float(), self.attention[index], self.images[index],
+            inputs, inputs["state"],
+        )  # fmt: skip
         action, counts = (self.targets[key][index].float() for key in ("action", "action_mask"))
         return encoding, action, counts
 
 
 def joined(parts: list[tuple[Encoding, Tensor, Tensor]]) -> tuple[Encoding, Tensor, Tensor]:
-    """Batches of several robots as one."""
+    """Batches of several robots as one, padded on the left to the longest's tokens."""
     encodings, *rest = zip(*parts, strict=True)
-    fields = ("tokens", "attention_mask", "image_mask", "state")
-    whole = {name: torch.cat([getattr(e, name) for e in encodings]) for name in fields}
+    longest = max(e.tokens.shape[1] for e in encodings)
+
+    def padded(name: str) -> Tensor:
+        values = [getattr(e, name) for e in encodings]
+        behind = (0, 0) * (values[0].ndim - 2)
+        return torch.cat([nn.functional.pad(v, (*behind, longest - v.shape[1], 0)) for v in values])
+
+    whole = {name: padded(name) for name in ("tokens", "attention_mask", "image_mask")}
     keys = encodings[0].inputs
     inputs = {key: torch.cat([e.inputs[key] for e in encodings]) for key in keys}
     action, counts = (torch.cat(part) for part in rest)
-    return Encoding(**whole, inputs=inputs), action, counts
+    return Encoding(**whole, inputs=inputs, state=inputs["state"]), action, counts

@@ -303,7 +303,7 @@ def test_the_ramp_is_lerobots() -> None:
 def velocity(vla: GrootVLA, encoding: Encoding, x: Tensor, timestep: int) -> Tensor:
     """One call of LeRobot's transformer at ``x`` (B, H, A_model)."""
     head = vla.groot.action_head
-    backbone, action = vla._head_inputs(encoding)
+    backbone, action = vla.head_inputs(encoding)
     features = head._encode_features(backbone, action)
     time = torch.full((len(x),), timestep)
     tokens = head.action_encoder(x, time, action.embodiment_id)

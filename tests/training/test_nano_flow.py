@@ -22,9 +22,7 @@ class Sampler:
 
 
 def chunks(wanted: Tensor, counts: Tensor) -> Any:
-    return SimpleNamespace(
-        tokens=torch.zeros(len(wanted), 5, 3), batch=lambda index, length: (None, wanted, counts)
-    )
+    return SimpleNamespace(batch=lambda index: (None, wanted, counts))
 
 
 def test_what_the_mean_command_leaves_is_unexplained(nano_scripts: object) -> None:
@@ -73,3 +71,41 @@ def test_tellers_stand_behind_all_pictures(untrained_nano: Any, nano_frames: Any
         assert not out["image_mask"][:, -TELLERS:].any()
         last = out["image_mask"].float().argmax(1) + out["image_mask"].sum(1)
         assert (last <= out["image_mask"].shape[1] - TELLERS).all()
+
+
+def test_an_update_hears_its_own_tellers_and_sees_other_pictures(
+    untrained_nano: Any, nano_frames: Any
+) -> None:
+    from flow import FEW, chunk_without_noise, drawn
+    from grounding import TELLERS
+    from robots import HORIZON, PANDA, PANDA_OMRON
+    from sources import Chunks, Source, joined
+
+    sources = Source.load_all([PANDA, PANDA_OMRON], untrained_nano, nano_frames, 0.2, 0)
+    every = [Chunks(source.vla.model, source) for source in sources]
+    for chunks in every:
+        encoding, action, _ = drawn(chunks, 8, short=False)
+        whole = chunks.targets["action"].float()
+        index = [int((whole == a).all((1, 2)).nonzero()[0, 0]) for a in action]
+        assert set(index) <= set(chunks.train.tolist())
+        own, pictures = chunks.tokens[index].float(), chunks.images[0]
+        first = int(pictures.int().argmax())
+        torch.testing.assert_close(encoding.tokens[:, :first], own[:, :first])
+        torch.testing.assert_close(encoding.tokens[:, -TELLERS:], own[:, -TELLERS:])
+        seen = encoding.tokens[:, pictures]
+        assert not torch.equal(seen, own[:, pictures])
+        assert all((own[:, pictures] == one).all((1, 2)).any() for one in seen)
+
+    batches = [drawn(chunks, 3, short=True) for chunks in every]
+    assert all(int(encoding.image_mask[0].sum()) == FEW for encoding, *_ in batches)
+    assert all(bool(encoding.attention_mask.all()) for encoding, *_ in batches)
+    encoding, action, _ = joined(batches)
+    assert encoding.tokens.shape[:2] == encoding.attention_mask.shape == encoding.image_mask.shape
+    vla: Any = sources[0].vla
+    vla.model.action_head.requires_grad_(True)
+    made = chunk_without_noise(vla, encoding, action[:, :HORIZON])
+    assert made.shape == (6, HORIZON, 132)
+    made.square().mean().backward()
+    torch.testing.assert_close(made, chunk_without_noise(vla, encoding, action[:, :HORIZON]))
+    encoding.tokens[:, -TELLERS:] = torch.randn_like(encoding.tokens[:, -TELLERS:])
+    assert (chunk_without_noise(vla, encoding, action[:, :HORIZON]) - made).abs().max() > 1e-4

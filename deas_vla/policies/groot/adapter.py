@@ -297,7 +297,7 @@ class GrootVLA:
 
         ``tail``, where there is one, is in that normalisation and as long as the noise.
         """
-        backbone_output, action_input = self._head_inputs(encoding)
+        backbone_output, action_input = self.head_inputs(encoding)
         noise = noise.to(self.groot.device, self.groot.dtype)
         return self.flow.sample(
             self.groot.action_head, backbone_output, action_input, noise, tail
@@ -337,7 +337,7 @@ class GrootVLA:
         Returns:
             Scalar. Noise and time come from torch's global generator, as in LeRobot's class.
         """
-        backbone_output, action_input = self._head_inputs(encoding)
+        backbone_output, action_input = self.head_inputs(encoding)
         device, dtype = self.groot.device, self.groot.dtype
         action_input["action"] = action.to(device, dtype)
         action_input["action_mask"] = action_mask.to(device, dtype)
@@ -380,7 +380,8 @@ class GrootVLA:
             state=batch["raw_state"],
         )
 
-    def _head_inputs(self, encoding: Encoding) -> tuple[Any, Any]:
+    def head_inputs(self, encoding: Encoding) -> tuple[Any, Any]:
+        """An encoding of B observations as LeRobot's action head takes it: tokens, other inputs."""
         device, dtype = self.groot.device, self.groot.dtype
         backbone_output = _batch_feature(
             backbone_features=encoding.tokens.to(device, dtype),
