@@ -89,6 +89,7 @@ def test_careful_expert_succeeds_and_sloppy_one_fails(task: str) -> None:
         ("OpenDrawer", [-0.01, 0.0, 0.0]),
         ("TurnOnStove", [0.0, 0.0, 0.02]),
         ("TurnOnStove", [-0.02, 0.0, 0.0]),
+        ("TurnOffStove", [0.0, 0.0, -0.015]),
     ],
 )
 def test_there_is_room_for_a_policy_that_sees_less_well(

@@ -118,10 +118,11 @@ def test_pictures_come_after_the_words(untrained_nano: Path, nano_frames: Path) 
 
 
 class Forward:
-    """An expert that always goes on, and counts its plans."""
+    """An expert that always goes on, without the jitter that is executed, and counts its plans."""
 
     def __init__(self) -> None:
         self.plans = self.replans = 0
+        self.meant = np.zeros(12, np.float32)
 
     def reset(self, seed: int) -> None:
         self.plans = self.replans = 0
@@ -133,6 +134,7 @@ class Forward:
         self.plans += 1
         action = np.zeros((1, 12), np.float32)
         action[:, 5], action[:, 11] = 1.0, -1.0
+        self.meant = np.full(12, self.plans, np.float32)
         return Plan(action)
 
 
@@ -147,6 +149,9 @@ def test_pushes_are_not_imitated_and_end_what_is(nano_scripts: object) -> None:
     ends = np.flatnonzero(np.diff(pushed.astype(int)) == -1)
     assert len(ends) <= agent.expert.replans <= len(ends) + 4  # one may follow another at once
     np.testing.assert_array_equal(actions[~pushed, 5], 1.0)
+    meant = np.stack(agent.meant)  # of a push, what was done
+    np.testing.assert_array_equal(meant[pushed], actions[pushed])
+    np.testing.assert_array_equal(meant[~pushed, 0], 1 + np.arange((~pushed).sum()))
     assert (actions[:, 11] == -1).all() and np.abs(actions[pushed, :5]).max() == 0  # arm alone
     speed = np.linalg.norm(actions[pushed, 5:11], axis=1)
     assert 0.49 < speed.min() < speed.max() < 1.01

@@ -182,7 +182,7 @@ def _turn_off(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     at = _knob(env, miss)
     if at[0] < _FOLDED:
         return [Waypoint(now.at, drive=-0.5, patience=4)]
-    left, right, over = 0.065, -0.065, 0.012
+    left, right, over = 0.065, -0.065, 0.018
     side = -0.03
     return [
         Waypoint(at + [0.0, left, over + 0.1], _DOWN, within=0.02, patience=80),

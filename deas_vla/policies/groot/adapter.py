@@ -338,9 +338,8 @@ class GrootVLA:
             Scalar. Noise and time come from torch's global generator, as in LeRobot's class.
         """
         backbone_output, action_input = self.head_inputs(encoding)
-        device, dtype = self.groot.device, self.groot.dtype
-        action_input["action"] = action.to(device, dtype)
-        action_input["action_mask"] = action_mask.to(device, dtype)
+        to = {"device": self.groot.device, "dtype": self.groot.dtype}
+        action_input["action"], action_input["action_mask"] = action.to(**to), action_mask.to(**to)
         return self.groot.action_head(backbone_output, action_input)["loss"]
 
     def gradient_checkpointing(self, enabled: bool) -> AbstractContextManager[None]:
