@@ -1,16 +1,16 @@
 """Second phase: the action head learns the experts' chunks over the frozen backbone's tokens.
 
 What it learns from is arranged so that it listens to what the backbone tells (grounding.py). Left
-to itself it reads the pictures' tokens, knows the kitchens of its frames by them and not others,
-and never asks the tellers: places permuted among frames changed its commands by a hundredth, after
-4,500 updates and more. So
+to itself it reads the pictures' tokens, by which it knows the kitchens of its frames and no others,
+and never asks the tellers (docs/quickstart.md has the figures). So
 
-- tellers tell the truth, and all other tokens from the pictures on are another frame's;
-- the first updates are regression: without noise, and with four of the pictures' tokens. The same
-  head by flow matching was after 1,000 updates where the state alone brings it, and by regression
-  after 3,000 nearly where the truth does;
-- commands are complete to a head that is told the truth. Told by the backbone, with an error that
-  stays the same while the hand comes near, it misses by that error, and does not hesitate.
+- all tokens between the words and the tellers are another frame's;
+- the first updates are regression, from no noise to the chunk. Flow matching, most of whose
+  gradient is the noise's, takes far longer to find what is told;
+- most updates see four of the pictures' tokens and the steps that robots use, at twice the speed.
+
+Tellers tell what they found and not the truth: a head that learned from the truth trusts numbers
+that miss.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def imitate(
 
 
 def drawn(chunks: Chunks, count: int, short: bool) -> tuple[Encoding, Tensor, Tensor]:
-    """A batch to train on: the truth told, and no picture of the frame's own.
+    """A batch to train on, in which no picture is the frame's own.
 
     Args:
         chunks: Of one robot.

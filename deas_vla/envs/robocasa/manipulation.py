@@ -176,8 +176,8 @@ def _turn_off(env: KitchenEnv, now: Pose, miss: float) -> list[Waypoint]:
     """Round and round the knob clockwise: over it to the right, then down on its right side.
 
     The first half turns a bar that stands, the second one that lies. Neither asks how the bar lies,
-    which pictures of 64 pixels hardly tell, and the way is a loop, so that where the hand is says
-    what comes next. A sloppy round passes above the knob.
+    which a policy would have to see, and the way is a loop, so that where the hand is says what
+    comes next. A sloppy round passes above the knob.
     """
     at = _knob(env, miss)
     if at[0] < _FOLDED:
