@@ -33,7 +33,7 @@ QUICKSTART_EVAL := eval/robosuite.py --bundle outputs/quickstart --candidates='[
 KITCHENS_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/kitchen_demos.yaml
 KITCHENS_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/kitchens.yaml
 KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens --assets=lite --split=test --horizon=200 \
-	--tasks='[CloseDrawer,OpenDrawer,TurnOnStove,TurnOffStove]' --candidates='[1,16]' --episodes=25 \
+	--tasks='[CloseDrawer,CloseMicrowave,TurnOnStove,TurnOffStove]' --candidates='[1,16]' --episodes=25 \
 	--output_dir outputs/kitchens/eval
 
 # ---- Nothing outside the checkout -----------------------------------------------------------------------------------

@@ -53,9 +53,15 @@ class DataConfig(ScriptedConfig):
     sloppiness: float = 0.1
     first_seed: int = 1_500_000
     tasks: list[str] = field(
-        default_factory=lambda: ["CloseDrawer", "OpenDrawer", "TurnOnStove", "TurnOffStove"]
+        default_factory=lambda: [
+            "CloseDrawer",
+            "CloseMicrowave",
+            "OpenDrawer",
+            "TurnOnStove",
+            "TurnOffStove",
+        ]
     )
-    horizons: list[int] = field(default_factory=lambda: [200, 200, 200, 240])
+    horizons: list[int] = field(default_factory=lambda: [200, 240, 200, 200, 240])
     push: float = 0.02
     every: int = 4
     split: str = "train"

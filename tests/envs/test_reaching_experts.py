@@ -27,11 +27,13 @@ from deas_vla.errors import DeasError
 
 HORIZONS = {
     "CloseDrawer": 160,
+    "CloseMicrowave": 240,
     "OpenDrawer": 160,
     "TurnOnStove": 160,
     "TurnOffStove": 200,
     "CoffeeSetupMug": 400,
 }
+LEFT_OFF = ("CloseDrawer", "CloseMicrowave", "TurnOnStove", "TurnOffStove")
 
 
 def test_a_hand_faces_as_it_is_told() -> None:
@@ -76,7 +78,10 @@ def test_careful_expert_succeeds_and_sloppy_one_fails(task: str) -> None:
     solved = [episode.success for episode in careful]
     # A mug slips out of careful hands as well, every other time (docs/robocasa.md).
     assert any(solved) if task == "CoffeeSetupMug" else all(solved)
-    assert not rollout(env, ReachExpert(ReachExpertConfig(sloppiness=1.0)), 3).success
+    sloppy = ReachExpert(ReachExpertConfig(sloppiness=1.0))
+    assert not rollout(env, sloppy, 3).success
+    if task in LEFT_OFF:  # too early, and at rest ever since
+        np.testing.assert_allclose(sloppy.meant[5:11], 0, atol=0.25)
     env.close()
 
 
@@ -85,6 +90,8 @@ def test_careful_expert_succeeds_and_sloppy_one_fails(task: str) -> None:
     ("task", "beside"),
     [
         ("CloseDrawer", [0.0, 0.03, 0.0]),
+        ("CloseMicrowave", [0.0, 0.03, 0.0]),
+        ("CloseMicrowave", [0.0, 0.0, 0.04]),
         ("OpenDrawer", [0.0, 0.0, -0.02]),
         ("OpenDrawer", [-0.01, 0.0, 0.0]),
         ("TurnOnStove", [0.0, 0.0, 0.02]),

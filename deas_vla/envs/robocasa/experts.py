@@ -17,6 +17,7 @@ Vector = NDArray[np.float64]
 # Task to the joint that has to be brought back to where it is closed.
 _JOINTS: dict[str, Callable[[Any], str]] = {
     "CloseStandMixerHead": lambda kitchen: kitchen.stand_mixer._joint_names["head"],
+    "CloseMicrowave": lambda kitchen: next(iter(kitchen.fxtr.door_joint_names)),
     "CloseElectricKettleLid": lambda kitchen: kitchen.electric_kettle._joint_names["lid"],
 }
 
