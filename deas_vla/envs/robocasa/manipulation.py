@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deas_vla.envs.env import SimEnv
-from deas_vla.envs.robocasa.experts import hinged_part, signed_angle
+from deas_vla.envs.robocasa.experts import HingedPart, hinged_part, signed_angle
 from deas_vla.envs.robocasa.kitchen import KitchenEnv
 from deas_vla.envs.robocasa.landmarks import landmark
 from deas_vla.envs.robocasa.reaching import (
@@ -146,24 +146,34 @@ def _close_microwave(env: KitchenEnv, now: Pose, sloppy: float) -> list[Waypoint
     door = replace(door, radius=0.7 * door.radius)  # beside the handle, not on it
     if door.face < _LEFT_AJAR * sloppy:
         return [Waypoint(now.at + [-0.1, 0.0, -0.2], patience=_FOREVER, wait=_FOREVER)]
-    world, middle = env.privileged(), float(np.mean(door.axial))
-    out = world["eef_pos"] - door.anchor
-    out -= (out @ door.axis - middle) * door.axis
-    behind = signed_angle(door.closed, out, door.axis) - door.face
-    there = 0.0 < behind < 0.5 and 0.5 < np.linalg.norm(out) / door.radius < 1.2
-    first = door.face + (min(behind, 0.1) if there else 0.1 / door.radius)
-    angles = np.arange(first, -0.1 / door.radius, -0.06 / door.radius)
-    arc = [from_base(env, door.point(float(angle), middle)) for angle in angles]
-    sweep = [Waypoint(at, within=0.04, patience=12) for at in arc]
-    if there:
+    behind = _behind(env, door)
+    start = 0.1 / door.radius if behind is None else min(behind, 0.1)
+    sweep = _sweep(env, door, door.face + start)
+    if behind is not None:
         return sweep[1:3] if sloppy else sweep[1:]  # a sloppy one looks again
-    back = min(now.at[0], float(door.nearest(world)) - 0.08)
-    beside = np.array([back, arc[0][1], arc[0][2]])
+    back = min(now.at[0], float(door.nearest(env.privileged())) - 0.08)
+    beside = np.array([back, *sweep[0].at[1:]])
     return [
         Waypoint(np.array([back, now.at[1], max(now.at[2], beside[2])]), within=0.03),
         Waypoint(beside, within=0.03),
         *(sweep[:2] if sloppy else sweep),
     ]
+
+
+def _behind(env: KitchenEnv, door: HingedPart) -> float | None:
+    """Radians by which the hand is on the outer side of an open door; None where it is not."""
+    out = env.privileged()["eef_pos"] - door.anchor
+    out -= (out @ door.axis - np.mean(door.axial)) * door.axis
+    behind = signed_angle(door.closed, out, door.axis) - door.face
+    beside = 0.0 < behind < 0.5 and 0.5 < np.linalg.norm(out) / door.radius < 1.2
+    return behind if beside else None
+
+
+def _sweep(env: KitchenEnv, door: HingedPart, start: float) -> list[Waypoint]:
+    """Along an arc about the hinge, from an angle to beyond where the door is shut."""
+    angles = np.arange(start, -0.1 / door.radius, -0.06 / door.radius)
+    points = [door.point(float(angle), float(np.mean(door.axial))) for angle in angles]
+    return [Waypoint(from_base(env, at), within=0.04, patience=12) for at in points]
 
 
 def _open_drawer(env: KitchenEnv, now: Pose, sloppy: float) -> list[Waypoint]:
