@@ -32,7 +32,7 @@ QUICKSTART_EVAL := eval/robosuite.py --bundle outputs/quickstart --candidates='[
 # The same in lite kitchens: four tasks, one policy and one critic. Demonstrations are made once, in kitchens to train in.
 KITCHENS_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/kitchen_demos.yaml
 KITCHENS_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/kitchens.yaml
-KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens --assets=lite --split=test --horizon=200 \
+KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens --assets=lite --split=test --horizon=300 \
 	--tasks='[CloseDrawer,CloseMicrowave,TurnOnStove,TurnOffStove]' --candidates='[1,16]' --episodes=25 \
 	--output_dir outputs/kitchens/eval
 
