@@ -1,4 +1,4 @@
-"""Scripted experts that move the hand from point to point: drawers, stove knobs, a mug."""
+"""Scripted experts that move the hand from point to point: drawers, a microwave, knobs, a mug."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,8 +44,8 @@ class ReachExpertConfig:
 
 _DOWN = facing([0.0, 0.0, -1.0], [0.0, 1.0, 0.0])
 _FOREVER = 10_000  # steps: longer than any episode
-_LEFT_OPEN = 0.13  # metres of a drawer that a sloppy push leaves open
-_LEFT_AJAR = 0.6  # radians of a door likewise
+_LEFT_OPEN = 0.13  # metres: of a drawer less open than that a sloppy push leaves off
+_LEFT_AJAR = 0.6  # radians, of a door likewise
 _FOLDED = 0.26  # metres before the base: what is nearer the arm cannot fold to
 
 # What a task's expert plans with: the environment, where the hand is, and how sloppy the episode is
