@@ -43,7 +43,7 @@ class Kitchens:
     Attributes:
         tasks: As of eval/robocasa.py; none means Lift.
         assets: Whose kitchens, likewise.
-        split: Where is collected.
+        split: Where is collected; in lite kitchens say ``varied``.
         validation_split: Where rounds are compared; in lite kitchens say ``validation``.
         horizon: Steps until truncation; RoboCasa's own for each task when 0.
     """

@@ -79,8 +79,8 @@ class KitchenRolloutConfig:
         assets: Whose kitchens: ``robocasa``, which have to be downloaded, ``lite``, which come with
             this package, or ``auto``: RoboCasa's where they are there. Results say which.
         split: RoboCasa's kitchens and objects: ``pretrain``, ``target`` or ``all``; of lite
-            kitchens ``train``, ``test`` (for which RoboCasa's names stand too), ``validation`` or
-            ``all``.
+            kitchens ``train``, ``test`` (for which RoboCasa's names stand too), ``varied``,
+            ``validation`` or ``all``.
         layouts: Only these layouts of the split; all of them when empty. RoboCasa's have numbers,
             lite ones names.
         styles: Only these styles of the split; all of them when empty.

@@ -5,8 +5,7 @@ python recipes/nano/make_kitchen_data.py --workers=2 --output=outputs/nano_data/
 Two kinds: scripted experts at work, whose commands are imitated too, as they were meant and without
 the jitter that was executed (DART, pushes.py), and a robot that stands about in many more kitchens,
 its arm anywhere, doors and drawers half open. A frame of a stove is asked for each of its knobs.
-Kitchens to train in are varied (varied.py), and painted anew for every picture; others are as they
-are.
+Varied kitchens are painted anew for every picture (painter.py); others are as they are.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from frames import HORIZON, Frames, chunk_at, in_processes
+from painter import Painter
 from pushes import Pushed
 from robots import PANDA_OMRON
 from tqdm import tqdm
-from varied import Painter, write_varied
 
 from deas_vla.cli import make_output_dir, run
 from deas_vla.envs.env import Observation
@@ -41,11 +40,9 @@ class DataConfig(ScriptedConfig):
         horizons: Steps until truncation of each.
         push: How likely the arm is pushed aside at a step; the expert goes on from there.
         every: Keep a picture of every n-th step of an episode, from a random phase.
-        split: Of lite kitchens: ``train`` to train on, ``validation`` to look at misses.
+        split: Of lite kitchens: ``varied`` to train on, ``validation`` to look at misses.
         scenes: Kitchens that the robot stands about in, over all tasks of lite kitchens.
         poses: Pictures in each of them.
-        layouts: New layouts that each worker makes out of those to train in; other splits are kept.
-        styles: New styles likewise; every layout goes with every style.
         output: Directory for one ``part_<k>.npz`` per worker.
     """
 
@@ -64,11 +61,9 @@ class DataConfig(ScriptedConfig):
     horizons: list[int] = field(default_factory=lambda: [200, 240, 200, 200, 240])
     push: float = 0.02
     every: int = 4
-    split: str = "train"
+    split: str = "varied"
     scenes: int = 384
     poses: int = 12
-    layouts: int = 96
-    styles: int = 48
     output: Path = Path("outputs/nano_data/kitchens")
 
 
@@ -112,7 +107,7 @@ def work(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
         nonlocal painter
         if step % config.every != phase:
             return False
-        if config.split == "train":
+        if config.split == "varied":
             painter = painter or Painter(env)
             painter.paint(rng)
         found.add(None, seed, landmarks(env))
@@ -136,7 +131,7 @@ def stand_about(env: KitchenEnv, seed: int, config: DataConfig) -> Collector:
     found, painter = Collector(env), Painter(env)
     for _ in range(config.poses):
         env.restore_state(start)
-        if config.split == "train":
+        if config.split == "varied":
             painter.paint(rng)
         scatter(env.kitchen, rng)
         env.step(np.zeros(12, np.float32))
@@ -182,10 +177,6 @@ def simulate(config: DataConfig, worker: int) -> None:
     rows: list[dict[str, object]] = []
     pairs: list[tuple[int, str, object]] = []
     envs: dict[tuple[str, int], KitchenEnv] = {}
-    rng = np.random.default_rng((config.first_seed, worker))
-    folder = config.output / f"kitchens_{worker}"
-    varied = config.split == "train"
-    scenes = write_varied(folder, config.layouts, config.styles, rng) if varied else {}
     for seed, (look, task, horizon) in tqdm(mine, disable=worker > 0):
         if (task, horizon) not in envs:
             kitchen = KitchenConfig(
@@ -194,7 +185,6 @@ def simulate(config: DataConfig, worker: int) -> None:
                 split=config.split,
                 image_size=64,
                 horizon=horizon,
-                **scenes,
             )
             envs[task, horizon] = KitchenEnv(kitchen)
         found = look(envs[task, horizon], seed, config)

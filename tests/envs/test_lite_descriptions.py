@@ -1,6 +1,7 @@
 """Descriptions of lite kitchens: what is refused, and how near RoboCasa's appliances ours are."""
 
 import copy
+import itertools
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,36 @@ def test_our_own_layouts_styles_and_appliances_pass() -> None:
             check_style(catalogue.style(style), catalogue.layout(layout), style)
     assert set(catalogue.appliances()) == set(NEEDS)
     used = {name for split in catalogue.LITE_SPLITS.values() for name in split["layouts"]}
-    assert used == set(catalogue.layout_names())
+    assert used == {*catalogue.layout_names(), *catalogue.VARIED}
     used = {name for split in catalogue.LITE_SPLITS.values() for name in split["styles"]}
-    assert used == set(catalogue.style_names())
+    assert used == {*catalogue.style_names(), *catalogue.VARIED}
+
+
+def test_varied_kitchens_are_made_of_those_to_train_in() -> None:
+    train = [catalogue.style(name) for name in catalogue.LITE_SPLITS["train"]["styles"]]
+    styles = [catalogue.style(name) for name in catalogue.VARIED]
+    assert any(style not in train for style in styles)
+    for style in styles:
+        assert {*style} == {*train[0]}
+        assert all(part in [other[kind] for other in train] for kind, part in style.items()
+                   if isinstance(part, str))  # fmt: skip
+    orders, drawers = set(), set()
+    for name, style in zip(catalogue.VARIED, styles, strict=True):
+        layout = catalogue.layout(name)
+        assert layout == catalogue.layout(name)
+        check_layout(layout, name)
+        check_style(style, layout, name)
+        groups = [g for key, g in layout.items() if key != "room"]
+        drawers |= {f["percentages"][1] for g in groups for f in g["bottom_cabinets"]
+                    if f["type"] == "stack"}  # fmt: skip
+        row = sorted((f for f in groups[0]["bottom_row"] if "pos" in f), key=lambda f: f["pos"][0])
+        orders.add(tuple(fixture["name"] for fixture in row))
+        for left, right in itertools.pairwise(row):
+            apart = right["pos"][0] - left["pos"][0] - (right["size"][0] + left["size"][0]) / 2
+            assert -1e-6 < apart < 0.1
+    assert len(orders) > 12 and len(drawers) > 40
+    pairs = lite_scenes("TurnOnStove", "varied", [], [])
+    assert len(pairs) == len(set(pairs)) == 48 * 48
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The scripts that make the nano GR00T, and a robot of 44 dimensions through the whole recipe."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from deas_vla.bundle import open_bundle
 from deas_vla.cli import parse
 from deas_vla.data.convert import convert_v2
 from deas_vla.envs.robocasa.kitchen import KitchenConfig, KitchenEnv
-from deas_vla.envs.robocasa.lite import catalogue
-from deas_vla.envs.robocasa.lite.scenes import lite_scenes
 from deas_vla.errors import DeasError
 from deas_vla.policies.config import VLAConfig, load_vla
 
@@ -72,7 +69,6 @@ def test_frames_of_both_robots(nano_scripts: object, tmp_path: Path) -> None:
     assert lift.images.shape[1:] == (2, 64, 64, 3) and lift.actions.shape[1:] == (16, 7)
 
     few |= {"output": tmp_path, "tasks": ["TurnOnStove"], "horizons": [9]}
-    few |= {"layouts": 2, "styles": 2}
     make_kitchen_data.simulate(make_kitchen_data.DataConfig(**few, scenes=1, poses=2), 0)
     kitchens = Frames.load(tmp_path)
     work = kitchens.imitate
@@ -85,39 +81,11 @@ def test_frames_of_both_robots(nano_scripts: object, tmp_path: Path) -> None:
     assert kitchens.valid[0].sum() in range(6, 10) and not kitchens.valid[~work].any()
 
 
-def test_kitchens_are_varied_and_none_is_one_to_test_in(
-    nano_scripts: object, tmp_path: Path
-) -> None:
-    from varied import write_varied
-
-    made = write_varied(tmp_path, 12, 6, np.random.default_rng(0))
-    lite_scenes("TurnOnStove", "train", **made)  # every description is complete
-    train = [catalogue.style(name) for name in catalogue.LITE_SPLITS["train"]["styles"]]
-    styles = [catalogue.style(name) for name in made["styles"]]
-    assert any(style not in train for style in styles)
-    for style in styles:
-        assert {*style} == {*train[0]}
-        assert all(part in [other[kind] for other in train] for kind, part in style.items()
-                   if isinstance(part, str))  # fmt: skip
-    orders, drawers = set(), set()
-    for name in made["layouts"]:
-        groups = [g for key, g in catalogue.layout(name).items() if key != "room"]
-        drawers |= {f["percentages"][1] for g in groups for f in g["bottom_cabinets"]
-                    if f["type"] == "stack"}  # fmt: skip
-        row = sorted((f for f in groups[0]["bottom_row"] if "pos" in f), key=lambda f: f["pos"][0])
-        orders.add(tuple(fixture["name"] for fixture in row))
-        for left, right in itertools.pairwise(row):
-            apart = right["pos"][0] - left["pos"][0] - (right["size"][0] + left["size"][0]) / 2
-            assert -1e-6 < apart < 0.1
-    assert len(orders) > 4 and len(drawers) > 12
-
-
 @pytest.mark.slow
-def test_paint_leaves_the_robot_as_it_is(nano_scripts: object, tmp_path: Path) -> None:
-    from varied import ROBOT, Painter, write_varied
+def test_paint_leaves_the_robot_as_it_is(nano_scripts: object) -> None:
+    from painter import ROBOT, Painter
 
-    made = write_varied(tmp_path, 1, 1, np.random.default_rng(1))
-    env = KitchenEnv(KitchenConfig(task="TurnOnStove", assets="lite", split="train", **made))
+    env = KitchenEnv(KitchenConfig(task="TurnOnStove", assets="lite", split="varied"))
     env.reset(0)
     model, painter, rng = env.kitchen.sim.model._model, Painter(env), np.random.default_rng(2)
     robot = [model.body(k).name.startswith(ROBOT) for k in model.geom_bodyid]

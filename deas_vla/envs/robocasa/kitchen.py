@@ -64,8 +64,8 @@ class KitchenConfig:
             this package, or ``auto``: RoboCasa's where they are there.
         split: RoboCasa's kitchens and object instances: ``pretrain`` (layouts and styles 11 to
             60), ``target`` (ten others, and other objects) or ``all``. Of lite kitchens ``train``
-            and ``test``, for which RoboCasa's names are accepted too, ``validation`` (other
-            kitchens, to choose settings in) or ``all``.
+            and ``test``, for which RoboCasa's names are accepted too, ``varied`` (2,304 made out
+            of the 16 to train in), ``validation`` (others, to choose settings in) or ``all``.
         layouts: Keep only these layouts of the split; all of them when empty. RoboCasa's have
             numbers, lite ones names.
         styles: Keep only these styles of the split; all of them when empty.

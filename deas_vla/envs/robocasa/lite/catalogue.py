@@ -7,8 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import yaml
 
+from deas_vla.envs.robocasa.lite.varied import varied_layout, varied_style
 from deas_vla.errors import DeasError
 
 DATA = Path(__file__).parents[3] / "assets" / "lite_kitchens"
@@ -29,6 +31,7 @@ LITE_TASKS = (
     "PickPlaceMicrowaveToCounter",
 )
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+VARIED = tuple(f"varied_{number}" for number in range(48))  # layouts, and styles
 REGISTRY = "lite"  # name of our objects among RoboCasa's object registries
 
 
@@ -64,6 +67,8 @@ def layout(name: str) -> Description:
     """
     if name.endswith((".yaml", ".yml")):
         return _own(Path(name))
+    if name in VARIED:
+        return Description(_varied_layout(name))
     if name not in layout_names():
         raise DeasError(f"lite layout '{name}' is unknown: use some of {list(layout_names())}")
     return Description(_parsed(DATA / "layouts" / f"{name}.yaml"))
@@ -77,6 +82,8 @@ def style(name: str) -> Description:
     """
     if name.endswith((".yaml", ".yml")):
         return _own(Path(name))
+    if name in VARIED:
+        return Description(_varied_style(name))
     styles = read("styles")
     if name not in styles:
         raise DeasError(f"lite style '{name}' is unknown: use some of {list(styles)}")
@@ -92,11 +99,25 @@ def appliances() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (DATA / "appliances").glob("*.xml")))
 
 
+@functools.cache
+def _varied_layout(name: str) -> dict[str, Any]:
+    rng = np.random.default_rng((0, VARIED.index(name)))
+    of = str(rng.choice(LITE_SPLITS["train"]["layouts"]))
+    return varied_layout(dict(layout(of).items()), rng)
+
+
+@functools.cache
+def _varied_style(name: str) -> dict[str, Any]:
+    known = [dict(style(other)) for other in LITE_SPLITS["train"]["styles"]]
+    return varied_style(known, np.random.default_rng((1, VARIED.index(name))))
+
+
 def _splits() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    named = _parsed(DATA / "splits.yaml") | {"varied": {"layouts": VARIED, "styles": VARIED}}
     return MappingProxyType(
         {
             name: MappingProxyType({key: tuple(values) for key, values in split.items()})
-            for name, split in _parsed(DATA / "splits.yaml").items()
+            for name, split in named.items()
         }
     )
 
@@ -114,5 +135,5 @@ def _parsed(path: Path) -> Any:
 
 
 # Split to its layouts and styles: every layout of a split goes with every style of it, and no
-# layout or style is in two.
+# layout or style is in two. Those of ``varied`` are made out of those to train in.
 LITE_SPLITS = _splits()
