@@ -24,7 +24,7 @@ def varied_layout(layout: Shape, rng: np.random.Generator) -> Shape:
         for stack in (f for f in group["bottom_cabinets"] if f["type"] == "stack"):
             drawer = float(rng.uniform(0.24, 0.34))
             stack["percentages"] = [1 - drawer, drawer]
-            stack["size"][0] *= float(rng.uniform(0.9, 1.2))
+            stack["size"][0] *= float(rng.uniform(0.85, 1.0))
         for fixture in group["top_row"]:
             if fixture["type"] != "microwave":  # its door and its arm's reach are as they are
                 fixture["size"][0] *= float(rng.uniform(0.8, 1.0))
