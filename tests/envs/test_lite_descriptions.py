@@ -60,6 +60,10 @@ def test_varied_kitchens_are_made_of_those_to_train_in() -> None:
         for left, right in itertools.pairwise(row):
             apart = right["pos"][0] - left["pos"][0] - (right["size"][0] + left["size"][0]) / 2
             assert -1e-6 < apart < 0.1
+        for row in (group["bottom_cabinets"] for group in groups):  # a drawer must not be stuck
+            for one, other in itertools.combinations(row, 2):
+                apart = abs(one["pos"][0] - other["pos"][0])
+                assert apart > (one["size"][0] + other["size"][0]) / 2 - 1e-6, (name, one["name"])
     assert len(orders) > 12 and len(drawers) > 40
     pairs = lite_scenes("TurnOnStove", "varied", [], [])
     assert len(pairs) == len(set(pairs)) == 48 * 48
