@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from deas_vla.digests import file_probe
 from deas_vla.errors import DeasError
 
+ORIGIN = Path("meta/origin.json")  # whose models the scenes are of; other tools pass over it
+
 
 @dataclass(frozen=True)
 class DatasetLayout:
@@ -59,7 +61,8 @@ class DatasetLayout:
     @property
     def assets(self) -> str:
         """Whose models the scenes are of (`lite`, `robocasa`, `mixed`); empty where not said."""
-        return str(self.info.get("assets", ""))
+        origin = self.root / ORIGIN
+        return str(json.loads(origin.read_text())["assets"]) if origin.is_file() else ""
 
     def is_video(self, image_key: str) -> bool:
         """Whether a camera is stored as video (else its frames are images in the parquet files)."""

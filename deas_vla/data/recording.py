@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from deas_vla.data.layout import ORIGIN
 from deas_vla.errors import DeasError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class EpisodeRecorder:
         state_names, action_names: one name per dimension.
         robot_type: e.g. `panda`.
         rgb_encoder: video settings; `small_video_encoder()` when None.
-        assets: whose models the simulator's scenes are of, for `meta/info.json`; empty where that
+        assets: whose models the simulator's scenes are of, for `meta/origin.json`; empty where that
             is no question.
 
     Raises:
@@ -88,6 +89,7 @@ class EpisodeRecorder:
                 robot_type=robot_type,
                 rgb_encoder=rgb_encoder or small_video_encoder(),
                 streaming_encoding=bool(image_shapes),
+                video_backend="pyav",  # read by nobody; a search for others may alarm
                 # LeRobot drops frames when its queue is full. Whole episodes are in memory here
                 # anyway, so an episode's frames always fit.
                 encoder_queue_maxsize=1_000_000,
@@ -232,14 +234,12 @@ def _vector(dtype: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def write_assets(root: Path, assets: str) -> None:
-    """Say in `meta/info.json` whose models a dataset's scenes are of; LeRobot passes over it.
+    """Say whose models a dataset's scenes are of, in a file of ours; nothing where that is ``""``.
 
-    LeRobot writes that file anew, without it, whenever it changes a dataset.
+    LeRobot warns of what it does not know in its own `meta/info.json`, and writes that anew.
     """
-    file = root / "meta/info.json"
-    info = json.loads(file.read_text())
-    if assets and info.get("assets") != assets:
-        file.write_text(json.dumps(info | {"assets": assets}, indent=4))
+    if assets:
+        (root / ORIGIN).write_text(json.dumps({"assets": assets}))
 
 
 def staging_directory(root: Path) -> Path:
