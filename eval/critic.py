@@ -1,7 +1,7 @@
 """Measure a bundle's critic offline, on episodes that it was not trained on.
 
-python eval/critic.py --bundle outputs/quickstart --dataset.root deas_vla/assets/lift_demos \\
-  --output_dir outputs/quickstart/eval_critic
+python eval/critic.py --bundle outputs/lift --dataset.root deas_vla/assets/lift_demos \\
+  --output_dir outputs/lift/eval_critic
 
 No simulator and no robot: the features come from the run's cache, and the policy is asked for the
 chunks that the critic has to rank.
@@ -43,7 +43,7 @@ from deas_vla.training.candidates import sample_candidates
 from deas_vla.training.config import DatasetConfig, FeaturesConfig
 from deas_vla.training.datasets import load_dataset
 from deas_vla.training.encodings import Encodings
-from deas_vla.training.features import extract_features
+from deas_vla.training.features import cache_of_run, extract_features
 
 FRACTIONS = np.linspace(0, 1, 11, dtype=np.float64)
 HALF = len(FRACTIONS) // 2
@@ -67,7 +67,7 @@ class CacheConfig:
     """Features of the dataset's frames.
 
     Attributes:
-        cache: Directory of the cache; ``<bundle>/cache`` when left out. What it lacks is computed.
+        cache: Its directory; that of the bundle's run when left out. What it lacks is computed.
         batch_size: Frames per forward pass.
     """
 
@@ -91,7 +91,7 @@ class CriticEvalConfig:
         output_dir: Where results go; <bundle>/eval_critic when left out.
     """
 
-    bundle: Path = Path("outputs/quickstart")
+    bundle: Path = Path("outputs/lift")
     dataset: DatasetSource = field(default_factory=DatasetSource)
     features: CacheConfig = field(default_factory=CacheConfig)
     episodes: list[int] | None = None
@@ -131,7 +131,7 @@ def main(config: CriticEvalConfig) -> None:
             config.features.batch_size,
             skip_unreadable=bool(manifest["data"].get("unreadable_episodes")),
         ),
-        config.features.cache or config.bundle / "cache",
+        config.features.cache or cache_of_run(config.bundle, manifest),
         accelerator,
         keep_tokens=config.policy_samples > 0,
     )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +54,16 @@ class Source:
     image_mask: Tensor
     caches: dict[str, FeatureCache]
     missing: list[int]
+
+
+def cache_of_run(bundle: Path, manifest: Mapping[str, Any]) -> Path:
+    """Where the run that wrote ``bundle`` keeps features: as it was told to, else in the bundle.
+
+    A bundle that was moved to another machine has no such directory; what is missing is then
+    computed into its own.
+    """
+    told = manifest["config"].get("features", {}).get("cache")
+    return Path(told) if told and Path(told).is_dir() else bundle / "cache"
 
 
 def extract_features(

@@ -35,7 +35,7 @@ from deas_vla.training.config import (
 from deas_vla.training.critic import train_critic
 from deas_vla.training.datasets import load_dataset
 from deas_vla.training.encodings import Encodings, join_encodings
-from deas_vla.training.features import extract_features
+from deas_vla.training.features import cache_of_run, extract_features
 from deas_vla.training.policy import finetune_policy
 from deas_vla.training.preemption import Preemption
 from deas_vla.training.record import recorded_run
@@ -161,7 +161,7 @@ def _gather(
     tables = [load_dataset(draccus.decode(DatasetConfig, manifest["config"]["dataset"]))]
     tables += [load_episodes(ROLLOUTS, place) for place in rollouts]
     # Each dataset has its own cache: a later round computes what is new.
-    caches = [bundle / "cache", *(place.parent / "cache" for place in rollouts)]
+    caches = [cache_of_run(bundle, manifest), *(place.parent / "cache" for place in rollouts)]
     skips = bool(manifest["data"].get("unreadable_episodes"))
     features = FeaturesConfig(policy.config.pooling, skip_unreadable=skips)
     encodings = [

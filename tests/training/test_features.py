@@ -17,7 +17,7 @@ from deas_vla.data.pooling import PoolingConfig
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training.config import FeaturesConfig
-from deas_vla.training.features import extract_features, task_masks
+from deas_vla.training.features import cache_of_run, extract_features, task_masks
 
 
 def test_masks_of_many_instructions_are_those_of_one_batch(bundle: Path) -> None:
@@ -28,6 +28,16 @@ def test_masks_of_many_instructions_are_those_of_one_batch(bundle: Path) -> None
     for ours, theirs in zip(parts, whole, strict=True):
         assert torch.equal(ours, theirs) and ours.shape[0] == len(tasks)
     assert len({int(row.sum()) for row in whole[0]}) > 1  # some are padded
+
+
+def test_features_are_looked_for_where_the_run_put_them(tmp_path: Path) -> None:
+    told = {"config": {"features": {"cache": str(tmp_path / "elsewhere")}}}
+    # A bundle on another machine: the directory is not there.
+    assert cache_of_run(tmp_path / "bundle", told) == tmp_path / "bundle" / "cache"
+    (tmp_path / "elsewhere").mkdir()
+    assert cache_of_run(tmp_path / "bundle", told) == tmp_path / "elsewhere"
+    told["config"]["features"].pop("cache")
+    assert cache_of_run(tmp_path / "bundle", told) == tmp_path / "bundle" / "cache"
 
 
 def damage(root: Path, episode: int) -> None:
