@@ -25,16 +25,23 @@ TEST_PROCESSES ?= 2
 # is the same two lines with another --config_path and --bundle.
 LAUNCH := .venv/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(THREADS)
+QUICKSTART_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/quickstart_demos.yaml
 QUICKSTART_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/quickstart.yaml
-QUICKSTART_EVAL := eval/robosuite.py --bundle outputs/quickstart --candidates='[1,16]' --episodes=100 --seed=0 \
+QUICKSTART_EVAL := eval/robocasa.py --bundle outputs/quickstart --assets=lite --split=test --horizon=200 \
+	--tasks='[CloseDrawer,TurnOnStove]' --candidates='[1,16]' --episodes=50 --workers=2 \
 	--output_dir outputs/quickstart/eval
 
-# The same in lite kitchens: four tasks, one policy and one critic. Demonstrations are made once, in kitchens to train in.
+# Four tasks with one policy and one critic, and more demonstrations: 50 minutes.
 KITCHENS_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/kitchen_demos.yaml
 KITCHENS_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/kitchens.yaml
 KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens --assets=lite --split=test --horizon=300 \
-	--tasks='[CloseDrawer,CloseMicrowave,TurnOnStove,TurnOffStove]' --candidates='[1,16]' --episodes=25 \
+	--tasks='[CloseDrawer,CloseMicrowave,TurnOnStove,TurnOffStove]' --candidates='[1,16]' --episodes=25 --workers=2 \
 	--output_dir outputs/kitchens/eval
+
+# robosuite's Lift, whose demonstrations ship.
+LIFT_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/lift.yaml
+LIFT_EVAL := eval/robosuite.py --bundle outputs/lift --candidates='[1,16]' --episodes=100 --seed=0 \
+	--output_dir outputs/lift/eval
 
 # ---- Nothing outside the checkout -----------------------------------------------------------------------------------
 CACHE := $(CURDIR)/outputs/.cache
@@ -55,21 +62,27 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV HF_LEROBOT_HOME HF_HUB_CACHE HF_DATASETS_CACHE
 
-.PHONY: help quickstart kitchens test lint format install requirements clean distclean
+.PHONY: help quickstart kitchens lift test lint format install requirements clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
 
-quickstart: $(INSTALLED) ## finetune, train the critic and compare best-of-16 with the base policy, at toy size
+quickstart: $(INSTALLED) ## demonstrate, finetune, train a critic, compare best-of-16 with the base policy, at toy size
+	test -d outputs/quickstart_demos || HF_HUB_OFFLINE=1 $(PYTHON) $(QUICKSTART_DEMOS)
 	HF_HUB_OFFLINE=1 $(LAUNCH) $(QUICKSTART_TRAIN)
 	rm -rf outputs/quickstart/eval  # of an earlier bundle: an evaluation goes on only with its own
 	HF_HUB_OFFLINE=1 $(PYTHON) $(QUICKSTART_EVAL)
 
-kitchens: $(INSTALLED) ## the same for four tasks in lite kitchens, demonstrations included
+kitchens: $(INSTALLED) ## the same for four tasks
 	test -d outputs/kitchen_demos || HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_DEMOS)
 	HF_HUB_OFFLINE=1 $(LAUNCH) $(KITCHENS_TRAIN)
 	rm -rf outputs/kitchens/eval
 	HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_EVAL)
+
+lift: $(INSTALLED) ## the same on robosuite's Lift
+	HF_HUB_OFFLINE=1 $(LAUNCH) $(LIFT_TRAIN)
+	rm -rf outputs/lift/eval
+	HF_HUB_OFFLINE=1 $(PYTHON) $(LIFT_EVAL)
 
 test: $(INSTALLED) ## run the whole test suite, fast tests first
 	$(PYTHON) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
@@ -91,7 +104,7 @@ requirements: ## pin anew after a change of setup.cfg (needs the network)
 		--custom-compile-command "make requirements" --output-file requirements.txt
 
 clean: ## remove caches and what make quickstart left
-	rm -rf outputs/quickstart outputs/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf outputs/quickstart outputs/quickstart_demos outputs/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find deas_vla recipes eval tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environment and its download cache too
@@ -107,7 +120,7 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml .python-version
 		$(PIP_INSTALL) --requirement requirements.txt || \
 		$(PIP_INSTALL) --system-certs --requirement requirements.txt  # behind a company's own certificates
 	$(PIP_INSTALL) --offline --quiet --no-build-isolation --editable .
-	@touch $@
+	@mkdir -p $(CACHE) && touch $@
 
 # Run from /, where a pyenv `python3` does not ask for the version of .python-version.
 .uv/bin/uv:

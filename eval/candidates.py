@@ -1,7 +1,7 @@
 """What are a bundle's candidates worth, and does its critic know? The simulator is branched.
 
-python eval/candidates.py --bundle outputs/quickstart --candidates=16 --episodes=24 --repeats=2 \\
-  --output_dir outputs/quickstart/candidates
+python eval/candidates.py --bundle outputs/lift --candidates=16 --episodes=24 --repeats=2 \\
+  --output_dir outputs/lift/candidates
 
 At decision points of the base policy's episodes every candidate is executed from the saved state
 and followed by the base policy to the end. From that: whether Q orders the candidates of a state,
@@ -54,7 +54,7 @@ class CandidatesConfig:
             when left out.
     """
 
-    bundle: Path = Path("outputs/quickstart")
+    bundle: Path = Path("outputs/lift")
     decisions: Path | None = None
     candidates: int = 16
     repeats: int = 2

@@ -1,7 +1,7 @@
 """Measure "done", "stuck" and "out of data" as detectors, on recorded episodes.
 
-python eval/detectors.py --bundle outputs/quickstart --dataset.root ROLLOUTS/dataset \\
-  --output_dir outputs/quickstart/eval_detectors
+python eval/detectors.py --bundle outputs/lift --dataset.root ROLLOUTS/dataset \\
+  --output_dir outputs/lift/eval_detectors
 
 The policy decides on each episode's pictures as the server would, and on the same pictures
 disturbed: dark, noisy, in other colours, from a moved camera, or of another dataset. Thresholds
@@ -69,7 +69,7 @@ class DetectorsConfig:
         output_dir: Where results go; <bundle>/eval_detectors when left out.
     """
 
-    bundle: Path = Path("outputs/quickstart")
+    bundle: Path = Path("outputs/lift")
     dataset: Source = field(default_factory=Source)
     other: Path | None = None
     most_episodes: int = 100

@@ -1,6 +1,6 @@
-"""Evaluate a bundle on the quickstart task: best-of-N against the base policy, paired.
+"""Evaluate a bundle on robosuite's Lift: best-of-N against the base policy, paired.
 
-python eval/robosuite.py --bundle outputs/quickstart --candidates='[1,16]' --episodes=100 --seed=0
+python eval/robosuite.py --bundle outputs/lift --candidates='[1,16]' --episodes=100 --seed=0
 """
 
 import time
@@ -34,7 +34,7 @@ class EvalConfig:
             out.
     """
 
-    bundle: Path = Path("outputs/quickstart")
+    bundle: Path = Path("outputs/lift")
     candidates: list[int] = field(default_factory=lambda: [1, 16])
     episodes: int = 100
     seed: int = 0

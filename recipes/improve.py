@@ -1,6 +1,6 @@
 """Improve a bundle's critic in rounds: collect with it, train it on what came of it, measure.
 
-python recipes/improve.py --bundle outputs/quickstart --rounds=2 --episodes=150 \\
+python recipes/improve.py --bundle outputs/lift --rounds=2 --episodes=150 \\
   --output_dir outputs/improve
 
 In Lift, or with --kitchens.tasks='[CloseDrawer,TurnOnStove]' --kitchens.assets=lite in RoboCasa's
@@ -78,7 +78,7 @@ class ImproveConfig:
         output_dir: Where everything goes, and where an interrupted run goes on.
     """
 
-    bundle: Path = Path("outputs/quickstart")
+    bundle: Path = Path("outputs/lift")
     kitchens: Kitchens = field(default_factory=Kitchens)
     rounds: int = 2
     episodes: int = 150

@@ -143,7 +143,7 @@ class SimEnvConfig(EnvConfig):
 @EnvConfig.register_subclass("deas_lift")
 @dataclass
 class DeasLiftEnv(SimEnvConfig):
-    """robosuite's Lift, the quickstart's task."""
+    """robosuite's Lift."""
 
     task: str | None = "Lift"
 

@@ -2,7 +2,7 @@
 
 What it learns from is arranged so that it listens to what the backbone tells (grounding.py). Left
 to itself it reads the pictures' tokens, by which it knows the kitchens of its frames and no others,
-and never asks the tellers (docs/quickstart.md has the figures). So
+and never asks the tellers (docs/nano.md has the figures). So
 
 - all tokens between the words and the tellers are another frame's;
 - the first updates are regression, from no noise to the chunk. Flow matching, most of whose

@@ -6,7 +6,7 @@ picture, where in it, and how far away? An error of the first has to find its wa
 16 tokens; the second tells every token what it looks at, and generalises to other kitchens sooner.
 *Telling* is asked of the tokens behind the pictures, and nothing answers for them: their first
 numbers have to be the place. An action head that had to learn from chunks alone how to read the
-place out of pictures' tokens did not get there (docs/quickstart.md).
+place out of pictures' tokens did not get there (docs/nano.md).
 """
 
 from collections.abc import Callable, Iterator

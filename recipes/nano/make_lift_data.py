@@ -19,7 +19,7 @@ from deas_vla.evaluation.recording import ScriptedConfig
 
 @dataclass
 class DataConfig(ScriptedConfig):
-    """What to roll out; the quickstart dataset and evaluations use other seeds.
+    """What to roll out; the demonstrations that ship and evaluations use other seeds.
 
     Attributes:
         every: Keep a picture of every n-th step, from a random phase.

@@ -1,4 +1,4 @@
-"""The quickstart task in the real simulator."""
+"""Lift in the real simulator."""
 
 from pathlib import Path
 

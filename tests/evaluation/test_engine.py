@@ -69,7 +69,7 @@ def test_more_episodes_contain_the_fewer() -> None:
     assert many[: len(few)] == few
 
 
-def test_the_quickstarts_seeds_stay_what_they_were() -> None:
+def test_seeds_stay_what_they_were() -> None:
     assert [episode_seed(2, index) for index in range(2)] == [1417063493, 153813223]
 
 

@@ -1,4 +1,4 @@
-"""robosuite's Lift with a Panda arm: the quickstart task."""
+"""robosuite's Lift with a Panda arm."""
 
 import logging
 import warnings

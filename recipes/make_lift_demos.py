@@ -1,6 +1,6 @@
-"""Record the quickstart dataset: good and bad scripted demonstrations, as LeRobotDataset v3.
+"""Record demonstrations of Lift, good and bad scripted ones, as LeRobotDataset v3.
 
-python recipes/make_quickstart_data.py --episodes=250 --output=deas_vla/assets/lift_demos
+python recipes/make_lift_demos.py --episodes=250 --output=deas_vla/assets/lift_demos
 """
 
 from dataclasses import dataclass
