@@ -31,7 +31,7 @@ QUICKSTART_EVAL := eval/robocasa.py --bundle outputs/quickstart --assets=lite --
 	--tasks='[CloseDrawer,TurnOnStove]' --candidates='[1,16]' --episodes=50 --workers=2 \
 	--output_dir outputs/quickstart/eval
 
-# Four tasks with one policy and one critic, and more demonstrations: 50 minutes.
+# Four tasks with one policy and one critic, and more demonstrations.
 KITCHENS_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/kitchen_demos.yaml
 KITCHENS_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/kitchens.yaml
 KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens --assets=lite --split=test --horizon=300 \
