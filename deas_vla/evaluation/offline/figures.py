@@ -151,7 +151,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid
 def _save(figure: Any, legend_of: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    legend_of.legend(frameon=False, fontsize="small")
+    legend_of.legend(edgecolor="none", fontsize="small")  # readable over points
     for axes in figure.axes:
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=150)

@@ -61,7 +61,7 @@ def write_all(
 
 def _caption(outcome: Outcome, same: bool) -> str:
     end = f"{outcome.outcome} after {outcome.steps} steps, N = {outcome.candidates}"
-    text = f"{outcome.episode_id}: {outcome.instruction}: {end}"
+    text = f"{outcome.episode_id}: {outcome.instruction.rstrip('.')}: {end}"
     return text if same else text + " (run anew for the film, it went another way)"
 
 
