@@ -13,6 +13,13 @@ def test_wilson_equals_scipy(successes: int, episodes: int) -> None:
     assert wilson(successes, episodes) == pytest.approx((reference.low, reference.high), abs=1e-9)
 
 
+def test_wilson_holds_every_rate_exactly() -> None:
+    for episodes in range(1, 200):
+        for successes in (0, 1, episodes - 1, episodes):
+            low, high = wilson(successes, episodes)
+            assert 0.0 <= low <= successes / episodes <= high <= 1.0
+
+
 def test_newcombe_paired_example() -> None:
     # Newcombe 1998, table II, case (a = 36, b = 12, c = 2, d = 0): 0.2 in [0.0569, 0.3404].
     first = [True] * 36 + [True] * 12 + [False] * 2

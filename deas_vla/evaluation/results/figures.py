@@ -65,7 +65,9 @@ def _draw_success(axes: Any, rows: Sequence[dict[str, Any]], tasks: list[str]) -
             [100 * (row["ci95"][1] - row["success_rate"]) for _, row in line],
         ]
         place = [y + shift for y, _ in line]
-        axes.errorbar(rate, place, xerr=spread, fmt="o", capsize=3, label=f"N = {candidates}")
+        axes.errorbar(
+            rate, place, xerr=spread, fmt="o", capsize=3, clip_on=False, label=f"N = {candidates}"
+        )
     axes.set(xlabel="success rate (%), 95 % Wilson interval", xlim=(0, 100))
     axes.set(yticks=range(len(tasks)), yticklabels=tasks, ylim=(len(tasks) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.3)

@@ -35,7 +35,7 @@ def write_page(title: str, body: str, path: Path) -> None:
     """An HTML page around ``body``, which must not point at any other file."""
     page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>body{{font-family:sans-serif;max-width:62rem;margin:2rem auto;line-height:1.4}}
-table{{margin:1rem 0;border-spacing:0}}
+table{{margin:1rem 0;border-collapse:collapse}}
 td,th{{padding:.3rem .8rem;text-align:left;border-bottom:1px solid #ddd}}
 img,video{{max-width:100%;max-height:26rem}}figure{{margin:1rem 0}}</style>
 <h1>{html.escape(title)}</h1>{body}"""

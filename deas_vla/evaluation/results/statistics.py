@@ -21,7 +21,10 @@ def wilson(successes: int, episodes: int, z: float = Z95) -> tuple[float, float]
     centre = rate + z * z / (2 * episodes)
     spread = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
     scale = 1 + z * z / episodes
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # Exact where rounding would put the rate itself outside its interval.
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == episodes else (centre + spread) / scale
+    return low, high
 
 
 def paired_difference(
