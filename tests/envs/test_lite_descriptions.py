@@ -3,6 +3,7 @@
 import copy
 import itertools
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,36 @@ def test_varied_kitchens_are_made_of_those_to_train_in() -> None:
     assert len(orders) > 12 and len(drawers) > 40
     pairs = lite_scenes("TurnOnStove", "varied", [], [])
     assert len(pairs) == len(set(pairs)) == 48 * 48
+
+
+def test_varied_kitchens_have_stoves_at_every_wall_and_all_fixtures_inside_the_room() -> None:
+    facing = Counter[float]()
+    for name in catalogue.VARIED:
+        layout = catalogue.layout(name)
+        room = layout["room"]
+        (floor,) = room["floor"]
+        for group in (g for key, g in layout.items() if key != "room"):
+            turn = group.get("group_z_rot", 0.0)
+            rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+            for fixture in (f for f in group["bottom_row"] if "pos" in f):
+                for x, y in itertools.product((-0.5, 0.5), repeat=2):
+                    corner = np.array(fixture["pos"][:2]) + np.array(fixture["size"][:2]) * (x, y)
+                    corner = rotation @ corner + group.get("group_pos", (0.0, 0.0))
+                    assert np.all(
+                        np.abs(corner - floor["pos"][:2]) < np.add(floor["size"][:2], 0.06)
+                    )
+                if fixture["type"] == "stove":
+                    facing[round(float(turn), 2)] += 1
+                    # What stands behind it is the wall: its back is within 2 cm of one.
+                    back = rotation @ np.array([fixture["pos"][0], 0.0])
+                    back = back + group.get("group_pos", (0.0, 0.0))
+                    out = np.array(floor["size"][:2]) - np.abs(back - floor["pos"][:2])
+                    assert min(abs(out)) < 0.02, (name, back)
+        for side, x in (("left", 0.0), ("right", 2 * floor["size"][0])):
+            (plane,) = [w for w in room["walls"] if w.get("wall_side") == side]
+            assert plane["pos"][0] == pytest.approx(x)
+            assert -plane["pos"][1] == plane["size"][0] == pytest.approx(floor["size"][1])
+    assert set(facing) == {0.0, 1.57, -1.57} and min(facing.values()) >= 6, facing
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,25 @@
-"""Many kitchens out of the few to train in: other orders, widths, heights and finishes.
+"""Many kitchens out of the few to train in: other orders, widths, heights, walls and finishes.
 
 A backbone that has seen these sixteen alone finds a handle in them, and misses it by twice as much
-in others (docs/nano.md).
+in others (docs/nano.md). Robots of RoboCasa report their base's pose in the world: a policy that
+saw stoves at the back wall alone turns none at another (docs/kitchens.md).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 GAP = 0.01  # metres between the fixtures of a row
+WALLS = ("back", "left", "right")
 Shape = dict[str, Any]
 
 
 def varied_layout(layout: Shape, rng: np.random.Generator) -> Shape:
-    """``layout``, changed in place: its fixtures in another order and of other sizes.
+    """``layout``, changed in place: its fixtures in another order, of other sizes, at any wall.
 
-    A row that meets another in a corner keeps its order.
+    A row that meets another in a corner keeps its order and its wall.
     """
     groups = [group for key, group in layout.items() if key != "room"]
     if len(groups) == 1:
@@ -33,6 +36,10 @@ def varied_layout(layout: Shape, rng: np.random.Generator) -> Shape:
             fixture["pos"][2] += float(rng.uniform(-0.03, 0.03))
         for fixture in group.get("appliances", []):
             fixture["placement"]["pos"][0] = float(rng.uniform(-0.6, 0.6))
+    if len(groups) == 1:
+        wall = str(rng.choice(WALLS))
+        if wall != "back":
+            _move_to(wall, layout["room"], groups[0])
     return layout
 
 
@@ -61,6 +68,23 @@ def _rearrange(room: dict[str, list[Shape]], row: dict[str, list[Shape]],
             plane["size"][0] = plane["pos"][0] = half
         elif side == "right":
             plane["pos"][0] = 2 * half
+
+
+def _move_to(wall: str, room: dict[str, list[Shape]], row: Shape) -> None:
+    """The row of the back wall at the left or the right one: the room, seen from above, turned."""
+    sides = {plane.get("wall_side"): plane for plane in room["walls"]}
+    depth, width = sides[None]["size"][0], sides["left"]["size"][0]  # halves of the new ones
+    sides[None]["size"][0] = sides[None]["pos"][0] = width
+    sides["right"]["pos"][0] = 2 * width
+    for plane in (sides["left"], sides["right"]):
+        plane["size"][0], plane["pos"][1] = depth, -depth
+    for plane in room["floor"]:
+        plane["size"][:2] = width, depth
+        plane["pos"][:2] = width, -depth
+    # Rows run from left to right of who looks at them: towards the back on the left wall.
+    row["group_origin"] = [0.0, 0.0]
+    row["group_pos"] = [0.0, -2 * depth] if wall == "left" else [2 * width, 0.0]
+    row["group_z_rot"] = math.pi / 2 if wall == "left" else -math.pi / 2
 
 
 def _over(fixture: Shape, column: Shape) -> bool:
