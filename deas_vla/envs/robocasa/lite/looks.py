@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deas_vla.envs.robocasa.lite.contacts import spare_own_contacts
+from deas_vla.envs.robocasa.lite.contacts import spare_fixture_contacts
 from deas_vla.envs.robocasa.tasks import robocasa_module
 
 _QUALITY = {"numquads": "1", "numslices": "16", "numstacks": "8", "offsamples": "0"}
@@ -38,7 +38,7 @@ class PlainLooks:
         kinematics that no wheeled robot uses: it takes longer than the rest of the kitchen.
         """
         kitchen.set_xml_processor(self._rewrite)
-        kitchen.set_xml_processor(spare_own_contacts)
+        kitchen.set_xml_processor(spare_fixture_contacts)
         robots = robocasa_module("robosuite.models.robots.robot_model").RobotModel
         before, robots.set_mujoco_model = robots.set_mujoco_model, lambda *_: None
         try:
