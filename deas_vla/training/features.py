@@ -33,6 +33,7 @@ from deas_vla.guidance.guided import STATS_FILE
 from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.encodings import Encodings, join_encodings
+from deas_vla.training.locking import sole_extractor
 from deas_vla.training.memory import told_memory
 from deas_vla.training.pipeline import encoded_episodes
 
@@ -90,11 +91,13 @@ def extract_features(
         DeasError: A disk that is too small, a dataset that changes, or a video that cannot be read
             without ``config.skip_unreadable``.
     """
-    sources = [
-        _prepare(vla, part, config, directory, accelerator, keep_tokens) for part in table.sources
-    ]
-    check_room(sources, vla, config, directory)
-    encodings = [_extract(vla, source, config, accelerator) for source in sources]
+    with sole_extractor(directory, accelerator):
+        sources = [
+            _prepare(vla, part, config, directory, accelerator, keep_tokens)
+            for part in table.sources
+        ]
+        check_room(sources, vla, config, directory)
+        encodings = [_extract(vla, source, config, accelerator) for source in sources]
     return join_encodings(encodings, table.parts, table) if table.parts else encodings[0]
 
 

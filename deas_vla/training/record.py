@@ -4,9 +4,7 @@
 command goes on with what is there, and refuses by name where it would not.
 """
 
-import fcntl
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,11 +15,11 @@ from accelerate import Accelerator
 
 from deas_vla.errors import DeasError
 from deas_vla.files import discard, write_json
+from deas_vla.training.locking import sole_writer
 
 RUN_FILE = "run.json"
 OPEN = "auto"  # a setting that is left to the run, or that it has not settled yet
 Identity = Mapping[str, Any]
-_LOCK_SECONDS = 60.0  # how long a run waits for its predecessor to end
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def recorded_run(
     record = RunRecord(file, {stage: dict(identity) for stage, identity in identities.items()})
     with ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(_sole_writer(output))
+            stack.enter_context(sole_writer(output))
             for line in _begin(file, record.identities, resume):
                 accelerator.print(line)
         accelerator.wait_for_everyone()
@@ -156,29 +154,3 @@ def _note(
         write_json(file, {"stages": stages})
     except OSError as error:
         raise DeasError(f"{file} cannot be written ({error.strerror}): free disk space") from error
-
-
-@contextmanager
-def _sole_writer(output: Path) -> Iterator[None]:
-    """Keep other runs out of ``output``; waits for one that is about to end."""
-    root = output / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _locked(file.fileno()):
-            if time.monotonic() > deadline:
-                raise DeasError(
-                    f"another run is writing to {output}: stop it or choose another --output_dir"
-                )
-            time.sleep(0.2)
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +114,60 @@ def test_a_dataset_that_changes_under_the_extraction_is_refused(
     assert kept == ["episode-000000.npy", "episode-000001.npy"]
     with pytest.raises(DeasError, match="changes while its features"):
         extract()  # the table is that of before the change
+
+
+def test_of_two_runs_at_one_cache_the_second_waits_and_computes_nothing(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vla, encode, waits = open_bundle(bundle).vla, GrootVLA.encode_inputs, threading.Event()
+    calls: dict[int, int] = {}
+
+    def extract(keep_tokens: bool = False) -> Any:
+        table = load_episodes("test/tiny", tiny_dataset)
+        directory, accelerator = tmp_path / "cache", Accelerator()
+        return extract_features(
+            vla, table, FeaturesConfig(), directory, accelerator, keep_tokens=keep_tokens
+        )
+
+    def counted(model: GrootVLA, inputs: Any, state: Any) -> Any:
+        mine = threading.get_ident()
+        calls[mine] = calls.get(mine, 0) + 1
+        if mine == first and calls[mine] == 3:  # masks, an episode, and amidst the second one
+            results.append(pool.submit(extract))
+            assert waits.wait(60)
+        return encode(model, inputs, state)
+
+    first, results = threading.get_ident(), []
+    clock = SimpleNamespace(sleep=lambda seconds: waits.set() or time.sleep(seconds))
+    monkeypatch.setattr("deas_vla.training.locking.time", clock)
+    monkeypatch.setattr(GrootVLA, "encode_inputs", counted)
+    with ThreadPoolExecutor(1) as pool:
+        whole = extract()
+        (found,) = (result.result() for result in results)
+    np.testing.assert_array_equal(found.pooled, whole.pooled)
+    assert calls.pop(first) == 7 and list(calls.values()) == [1]  # the second: masks alone
+
+
+def test_a_finished_cache_is_read_where_nothing_can_be_written(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vla, table = open_bundle(bundle).vla, load_episodes("test/tiny", tiny_dataset)
+
+    def extract() -> Any:
+        directory = tmp_path / "cache"
+        return extract_features(
+            vla, table, FeaturesConfig(), directory, Accelerator(), keep_tokens=False
+        )
+
+    pooled, opened = np.array(extract().pooled), Path.open
+
+    def read_only(path: Path, mode: str = "r", **more: Any) -> Any:
+        if mode[0] != "r":
+            raise OSError(30, "Read-only file system")
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    np.testing.assert_array_equal(extract().pooled, pooled)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_record_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
 def test_two_runs_do_not_write_to_one_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deas_vla.training.record._LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("deas_vla.training.locking._PREDECESSOR_SECONDS", 0.3)
     with (
         run_of(tmp_path, {}),
         pytest.raises(DeasError, match="another run is writing to"),
