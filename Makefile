@@ -28,7 +28,7 @@ LAUNCH := .venv/bin/accelerate launch --quiet --num_processes 1 --num_machines 1
 QUICKSTART_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/quickstart_demos.yaml
 QUICKSTART_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/quickstart.yaml
 QUICKSTART_EVAL := eval/robocasa.py --bundle outputs/quickstart --assets=lite --split=test --horizon=200 \
-	--tasks='[CloseDrawer,TurnOnStove]' --candidates='[1,16]' --episodes=50 --workers=2 \
+	--tasks='[CloseDrawer,TurnOnStove]' --candidates='[1,16]' --episodes=25 --workers=2 \
 	--output_dir outputs/quickstart/eval
 
 # Four tasks with one policy and one critic, and more demonstrations.
