@@ -54,7 +54,7 @@ def write_rounds(record: Mapping[str, Any], output: Path) -> None:
     write_json(output / "results.json", record)
     table = [line.strip("| ").split(" | ") for line in text_table(rows).splitlines()]
     body = html_table(table[0], table[2:])
-    body += html_picture(output / "rounds.png", "success over rollouts in the critic's data")
+    body += html_picture(output / "rounds.png", "success over rollouts learned from")
     write_page("Rounds of improvement", body, output / "report.html")
 
 
@@ -75,6 +75,6 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 capsize=3,
                 label=f"N = {candidates}",
             )
-        axes.set(xlabel="rollouts in the critic's data", ylabel="success, %", ylim=(0, 100))
+        axes.set(xlabel="rollouts learned from", ylabel="success, %", ylim=(0, 100))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

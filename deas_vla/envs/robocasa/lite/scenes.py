@@ -56,7 +56,9 @@ def lite_scenes(
     name = lite_split(split)
     parts = [part for each, part in catalogue.LITE_SPLITS.items()
              if each == name or (name == "all" and each != "varied")]  # fmt: skip
-    of_split = [(la, st) for part in parts for la in part["layouts"] for st in part["styles"]]
+    of_split = dict.fromkeys(
+        (la, st) for part in parts for la in part["layouts"] for st in part["styles"]
+    )  # in their order; varied kitchens have thousands
     all_layouts = list(dict.fromkeys(layout for layout, _ in of_split))
     all_styles = list(dict.fromkeys(style for _, style in of_split))
     chosen = [_chosen("layout", layouts, all_layouts, name)]
