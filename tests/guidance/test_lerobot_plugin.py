@@ -66,6 +66,8 @@ def loaded(bundle: Path, *flags: str) -> tuple[Any, Any, Any, Any]:
     from lerobot.envs.factory import make_env_config
     from lerobot.policies.factory import make_policy, make_pre_post_processors
 
+    import deas_vla.envs.lerobot_envs  # noqa: F401  # registers deas_lift, as the plugin does
+
     config = PreTrainedConfig.from_pretrained(bundle, cli_overrides=list(flags))
     config.pretrained_path = bundle
     env = make_env_config("deas_lift")
