@@ -20,23 +20,19 @@ from numpy.typing import NDArray
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.base import Critic
-from deas_vla.data.episodes import EpisodeTable, check_dimensions
+from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline import figures, report
 from deas_vla.evaluation.offline.curves import typical_episodes, value_curve
 from deas_vla.evaluation.offline.detection import detection_rows, recorded_values
-from deas_vla.evaluation.offline.episodes import (
-    check_same_critic,
-    check_statistics,
-    held_out_episodes,
-)
+from deas_vla.evaluation.offline.episodes import fitting_critic, held_out_episodes
 from deas_vla.evaluation.offline.metrics import calibration_by_outcome, separation
 from deas_vla.evaluation.offline.ranking import Rivals, dataset_rivals, win_rates
 from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks, values_along
 from deas_vla.evaluation.offline.tails import solving_chunks, tail_errors
+from deas_vla.evaluation.offline.twins import twin_chunks
 from deas_vla.files import write_json
-from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import run_record
 from deas_vla.training.candidates import sample_candidates
@@ -86,6 +82,8 @@ class CriticEvalConfig:
         noise_levels: Of the noised chunks, in standard deviations of the training actions.
         policy_samples: Chunks that the policy samples at a frame; 0 leaves that ranking out.
         policy_frames: Most frames at which it is asked.
+        twins: Directory of another dataset of the same initial states, episode by episode, whose
+            failed episodes are ranked below solved ones where the two part.
         resamples: Of the bootstrap behind every interval.
         seed: Of resamples, rivals and policy noise.
         output_dir: Where results go; <bundle>/eval_critic when left out.
@@ -98,6 +96,7 @@ class CriticEvalConfig:
     noise_levels: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0])
     policy_samples: int = 8
     policy_frames: int = 256
+    twins: Path | None = None
     resamples: int = 1000
     seed: int = 0
     output_dir: Path | None = None
@@ -151,6 +150,9 @@ def main(config: CriticEvalConfig) -> None:
         sampled = ask_policy(config, policy.vla, encodings, table, chunks.frame[asked], learned)
         flat = sampled.reshape(-1, *sampled.shape[2:])
         rivals["policy samples"] = Rivals(asked.repeat(config.policy_samples), flat)
+    if config.twins is not None:
+        twins = load_dataset(DatasetConfig("local/twins", str(config.twins)))
+        rivals["twins"] = twin_chunks(chunks, table, twins, learned.normalizer)
     ranking = win_rates(critic, chunks, table, rivals, generator, config.resamples)
     solving = solving_chunks(table, episodes, reward, learned.config)
     tails = {}
@@ -204,25 +206,6 @@ def chosen_dataset(source: DatasetSource, manifest: dict[str, Any]) -> DatasetCo
     if source.repo_id is None and source.root is None:
         return draccus.decode(DatasetConfig, manifest["config"]["dataset"])
     return DatasetConfig(source.repo_id or "local/dataset", source.root)
-
-
-def fitting_critic(
-    policy: ValueGuidedPolicy, manifest: dict[str, Any], table: EpisodeTable, bundle: Path
-) -> Critic:
-    """The bundle's critic, after checking that bundle and dataset belong to it."""
-    if policy.critic is None:
-        raise DeasError(
-            f"bundle {bundle} has no critic: run the recipe with --stages=[features,critic]"
-        )
-    spec = policy.vla.spec
-    check_dimensions(table, spec.state_dim, spec.action_dim, spec.image_keys)
-    check_same_critic(manifest, policy.critic.config)
-    if manifest["data"]["fingerprint"] == table.fingerprint:
-        data = manifest["data"]
-        apart = [*data["held_out_episodes"], *data.get("unreadable_episodes", [])]
-        trained = np.flatnonzero(~np.isin(table.episode_ids, apart))
-        check_statistics(policy.critic.normalizer, table, trained)
-    return policy.critic
 
 
 def ask_policy(

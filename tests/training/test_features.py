@@ -19,6 +19,7 @@ from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.data.episodes import load_episodes
 from deas_vla.data.pooling import PoolingConfig
 from deas_vla.errors import DeasError
+from deas_vla.evaluation.offline.episodes import fitting_critic
 from deas_vla.policies.groot import GrootVLA
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.features import cache_of_run, extract_features, task_masks
@@ -74,7 +75,7 @@ def test_an_unreadable_video_is_left_out_only_when_asked_for(
     # Its zeros are in no statistic of the critic's, and an evaluation knows of it.
     policy, manifest = open_bundle(output), read_manifest(output)
     table = load_episodes("test/tiny", copy)
-    load_script("eval/critic.py").fitting_critic(policy, manifest, table, output)
+    fitting_critic(policy, manifest, table, output)
     pooled = np.load(next((output / "cache").glob("pooled-*/features.npy")))
     kept = np.delete(pooled, np.r_[table.frames(1)], axis=0).astype(np.float64)
     assert not pooled[table.frames(1)].any()

@@ -1,16 +1,19 @@
-"""Which episodes a critic may be measured on: none that it was trained on."""
+"""Which critic and episodes belong together: none that it was trained on."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from deas_vla.critic.base import Critic
 from deas_vla.critic.config import CriticConfig
 from deas_vla.critic.normalization import Normalizer, compute_statistics
-from deas_vla.data.episodes import EpisodeTable, episode_digests
+from deas_vla.data.episodes import EpisodeTable, check_dimensions, episode_digests
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline.intervals import Indices
+from deas_vla.guidance.guided import ValueGuidedPolicy
 
 
 def held_out_episodes(
@@ -70,6 +73,29 @@ def _refuse_trained(data: Mapping[str, Any], table: EpisodeTable, episodes: Indi
             f"not {data['fingerprint'][:12]}) nor another one: {len(copies)} of its episodes were "
             f"trained on (first: {copies[0]}); leave them out with --episodes"
         )
+
+
+def fitting_critic(
+    policy: ValueGuidedPolicy, manifest: Mapping[str, Any], table: EpisodeTable, bundle: Path
+) -> Critic:
+    """The bundle's critic, after checking that bundle and dataset belong to it.
+
+    Raises:
+        DeasError: No critic, other dimensions or cameras, or a critic of another training.
+    """
+    if policy.critic is None:
+        raise DeasError(
+            f"bundle {bundle} has no critic: run the recipe with --stages=[features,critic]"
+        )
+    spec = policy.vla.spec
+    check_dimensions(table, spec.state_dim, spec.action_dim, spec.image_keys)
+    check_same_critic(manifest, policy.critic.config)
+    if manifest["data"]["fingerprint"] == table.fingerprint:
+        data = manifest["data"]
+        apart = [*data["held_out_episodes"], *data.get("unreadable_episodes", [])]
+        trained = np.flatnonzero(~np.isin(table.episode_ids, apart))
+        check_statistics(policy.critic.normalizer, table, trained)
+    return policy.critic
 
 
 def check_same_critic(manifest: Mapping[str, Any], critic: CriticConfig) -> None:

@@ -19,6 +19,7 @@ HEADLINES = {
     "separation.auc_at_0.5": "AUC of V, success against failure, at half the episode",
     "ranking.another_episode": "Dataset chunk above one of another episode",
     "ranking.policy_samples": "Dataset chunk above the policy's samples",
+    "ranking.twins": "Solved episodes' chunks above those of their failed twins",
     "ranking.another_episode.successes": "The same as the first, within successes",
     "tails.policy": "Error where the task is being solved, policy's tails",
     "tails.hold": "The same, last action held",
