@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from offline_cases import EVERY, H, frame_critic
 from table_cases import LENGTHS, OUTCOMES, make_table
 
@@ -24,7 +25,7 @@ PARTING = 5  # the first step at which a twin does something else
 
 
 def twins_of(table: EpisodeTable, **changes: Any) -> EpisodeTable:
-    """The same starts; from the parting on other actions, a step later other states, and failure."""
+    """The same starts; from the parting on other actions, a step later other states; failed."""
     step = np.concatenate([np.arange(length) for length in table.episode_lengths])
     action = table.action - np.where(step >= PARTING, 5.0, 0.01)[:, None].astype(np.float32)
     state = table.state + np.where(step > PARTING, 5.0, 0.01)[:, None].astype(np.float32)

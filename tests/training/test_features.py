@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from recipe_cases import CAMERAS, load_script, recipe
+from recipe_cases import CAMERAS, recipe
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.data.episodes import load_episodes

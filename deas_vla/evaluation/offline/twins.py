@@ -58,8 +58,8 @@ def twin_chunks(
         rivals.append(twins.action[other + step[row][:, None] + np.arange(horizon)])
     if not sum(map(len, rows)):
         raise DeasError(
-            f"twins {twins.root}: no episode failed there that dataset {table.root} solved from the "
-            "same start by other actions; record the same seeds carefully and carelessly"
+            f"twins {twins.root}: no episode failed there that dataset {table.root} solved from "
+            "the same start by other actions; record the same seeds carefully and carelessly"
         )
     return Rivals(np.concatenate(rows), np.concatenate(rivals))
 
