@@ -48,7 +48,7 @@ def test_chunks_are_compared_where_observations_are_shared_and_actions_part() ->
     expected = [
         (episode, t)
         for episode in np.flatnonzero(OUTCOMES)
-        for t in range(PARTING - H + 1, PARTING + 1)
+        for t in range(PARTING - H // 2, PARTING + 1)
         if t + H <= LENGTHS[episode]
     ]
     pairs = zip(chunks.episode[rivals.row].tolist(), step.tolist(), strict=True)

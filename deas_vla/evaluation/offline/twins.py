@@ -28,7 +28,7 @@ def twin_chunks(
     """The chunks of failed twins at the observations that they share with a solved episode.
 
     Episode k of both tables starts alike. Their observations are the same up to the step at which
-    their actions part; a row is asked about whose chunk reaches beyond that step.
+    their actions part; a row is asked about half of whose chunk, or more, lies beyond that step.
 
     Args:
         chunks: The dataset's own.
@@ -51,7 +51,8 @@ def twin_chunks(
         own, other = table.episode_start[episode], twins.episode_start[episode]
         parting = _parting(table, twins, int(episode), state_std, action_std)
         step = chunks.frame - own
-        shared = (chunks.episode == episode) & (step <= parting) & (parting < step + horizon)
+        shared = (chunks.episode == episode) & (step <= parting)
+        shared &= step + horizon - parting >= horizon / 2
         shared &= step + horizon <= twins.episode_lengths[episode]
         row = np.flatnonzero(shared)
         rows.append(row)
