@@ -49,6 +49,10 @@ def test_rivals_are_what_they_say() -> None:
     )
     # Of 6, 9, 4 and 7 chunks in a row: 2, 5, 0 and 3 have a later one H steps away.
     assert sorted(moved.tolist()) == [-H] * 10 + [H] * 10
+    for times, steps in (((-1,), -H), ((1,), H)):
+        one = time_shifted_chunks(chunks, times)
+        donors = np.array([frame[chunk.tobytes()] for chunk in one.chunk])
+        assert (donors - chunks.frame[one.row]).tolist() == [steps] * 10
 
     noised = noised_chunks(chunks, 0.5, np.ones(2, np.float32), rng(), count=3)
     assert noised.row.tolist() == sorted(list(range(len(chunks))) * 3)

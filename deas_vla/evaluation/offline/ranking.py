@@ -47,6 +47,8 @@ def dataset_rivals(
     rivals = {
         "another episode": chunks_of_other_episodes(chunks, generator),
         "time-shifted": time_shifted_chunks(chunks),
+        "earlier": time_shifted_chunks(chunks, (-1,)),
+        "later": time_shifted_chunks(chunks, (1,)),
     }
     for level in noise_levels:
         rivals[f"noise {level:g}"] = noised_chunks(chunks, level, scale, generator)
@@ -73,11 +75,17 @@ def chunks_of_other_episodes(
     return Rivals(row, chunks.chunk[donor])
 
 
-def time_shifted_chunks(chunks: ScoredChunks) -> Rivals:
-    """The chunks H steps earlier and later in the same episode, where they exist."""
+def time_shifted_chunks(chunks: ScoredChunks, times: Sequence[int] = (-1, 1)) -> Rivals:
+    """The chunks H steps earlier and later in the same episode, where they exist.
+
+    Args:
+        chunks: The dataset's own.
+        times: By how many times H, later where above 0. A critic in a hurry puts later chunks
+            above the one that is due, which the earlier ones hide where both are counted.
+    """
     horizon = chunks.chunk.shape[1]
     rows, donors = [], []
-    for shift in (-horizon, horizon):
+    for shift in (horizon * time for time in times):
         donor = np.searchsorted(chunks.frame, chunks.frame + shift).clip(max=len(chunks) - 1)
         there = chunks.frame[donor] == chunks.frame + shift
         there &= chunks.episode[donor] == chunks.episode
