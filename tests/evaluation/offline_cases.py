@@ -1,12 +1,16 @@
-"""A critic that is known without any network, over the dataset in memory."""
+"""A critic that is known without any network, over the dataset in memory; and the command."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from recipe_cases import load_script
 from table_cases import LENGTHS
 
+from deas_vla.cli import parse
 from deas_vla.critic import CriticConfig
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.evaluation.offline.scoring import FrameCritic
@@ -46,3 +50,12 @@ def frame_critic(table: EpisodeTable, **bounds: float) -> FrameCritic:
 
 
 EVERY = np.arange(len(LENGTHS))
+
+
+def evaluate(bundle: Path, dataset: Path, output: Path, *more: str) -> dict[str, Any]:
+    """What `eval/critic.py` leaves in results.json."""
+    script = load_script("eval/critic.py")
+    flags = [f"--bundle={bundle}", f"--dataset.root={dataset}", f"--output_dir={output}"]
+    script.main(parse(script.CriticEvalConfig, [*flags, "--resamples=20", *more]))
+    record: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return record

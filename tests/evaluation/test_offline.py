@@ -1,6 +1,5 @@
 """Offline evaluation: the metrics by hand, which episodes they may see, and the command itself."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from offline_cases import EVERY, G1, G2, PlainCritic, frame_critic
-from recipe_cases import load_script, recipe
+from offline_cases import EVERY, G1, G2, PlainCritic, evaluate, frame_critic
+from recipe_cases import recipe
 from scipy.stats import spearmanr
 from table_cases import make_table
 
 from deas_vla.bundle import open_bundle, read_manifest
-from deas_vla.cli import parse
 from deas_vla.critic import CriticConfig, Normalizer, compute_statistics
 from deas_vla.data.episodes import EpisodeTable, episode_digests, load_episodes
 from deas_vla.data.rewards import RewardConfig
@@ -227,14 +225,6 @@ def test_calibration_error_sees_errors_that_cancel() -> None:
 
 
 # ---- the recipe and the command ------------------------------------------------------------------
-
-
-def evaluate(bundle: Path, dataset: Path, output: Path, *more: str) -> dict[str, Any]:
-    script = load_script("eval/critic.py")
-    flags = [f"--bundle={bundle}", f"--dataset.root={dataset}", f"--output_dir={output}"]
-    script.main(parse(script.CriticEvalConfig, [*flags, "--resamples=20", *more]))
-    record: dict[str, Any] = json.loads((output / "results.json").read_text())
-    return record
 
 
 def test_the_command_leaves_a_report(bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:

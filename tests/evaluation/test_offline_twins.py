@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from offline_cases import EVERY, H, frame_critic
+from offline_cases import EVERY, H, evaluate, frame_critic
 from table_cases import LENGTHS, OUTCOMES, make_table
 
 from deas_vla.data.episodes import EpisodeTable
@@ -88,7 +88,6 @@ def test_what_is_no_twin_is_refused() -> None:
 
 
 def test_the_command_ranks_them(bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-    from test_offline import evaluate
 
     twins = Path(shutil.copytree(tiny_dataset, tmp_path / "twins"))
     (file,) = (twins / "data").rglob("*.parquet")

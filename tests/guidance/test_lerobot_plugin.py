@@ -62,11 +62,10 @@ def test_the_distribution_is_a_plugin_of_lerobot(site: Path) -> None:
 
 def loaded(bundle: Path, *flags: str) -> tuple[Any, Any, Any, Any]:
     """What LeRobot's commands make of ``--policy.path=BUNDLE`` and flags: config, policy, both."""
+    import lerobot_policy_deas_vla  # noqa: F401  # registers deas_lift; their commands import it
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.envs.factory import make_env_config
     from lerobot.policies.factory import make_policy, make_pre_post_processors
-
-    import deas_vla.envs.lerobot_envs  # noqa: F401  # registers deas_lift, as the plugin does
 
     config = PreTrainedConfig.from_pretrained(bundle, cli_overrides=list(flags))
     config.pretrained_path = bundle
