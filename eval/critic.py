@@ -24,11 +24,12 @@ from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline import figures, report
+from deas_vla.evaluation.offline.choices import choice_distances
 from deas_vla.evaluation.offline.curves import typical_episodes, value_curve
 from deas_vla.evaluation.offline.detection import detection_rows, recorded_values
 from deas_vla.evaluation.offline.episodes import fitting_critic, held_out_episodes
 from deas_vla.evaluation.offline.metrics import calibration_by_outcome, separation
-from deas_vla.evaluation.offline.ranking import Rivals, dataset_rivals, win_rates
+from deas_vla.evaluation.offline.ranking import Rivals, dataset_rivals, groups_of, win_rates
 from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunks, values_along
 from deas_vla.evaluation.offline.tails import solving_chunks, tail_errors
 from deas_vla.evaluation.offline.twins import twin_chunks
@@ -135,8 +136,9 @@ def main(config: CriticEvalConfig) -> None:
         keep_tokens=config.policy_samples > 0,
     )
     critic = FrameCritic(learned, table, encodings.pooled)
-    reward = RewardConfig(**manifest["config"]["critic"]["reward"])
-    chunks = score_dataset_chunks(critic, table, episodes, reward)
+    trained = manifest["config"]["critic"]
+    reward = RewardConfig(**trained["reward"])
+    chunks = score_dataset_chunks(critic, table, episodes, reward, trained["tail"])
     success = table.episode_success[episodes]
     values = values_along(critic, table, episodes, FRACTIONS)
 
@@ -145,11 +147,16 @@ def main(config: CriticEvalConfig) -> None:
     separated = separation(values, success, generator, config.resamples)
     scale = learned.normalizer.action_std.cpu().numpy()
     rivals = dataset_rivals(chunks, config.noise_levels, scale, generator)
+    choices = {}
     if config.policy_samples > 0:
         asked = generator.permutation(len(chunks))[: config.policy_frames]
         sampled = ask_policy(config, policy.vla, encodings, table, chunks.frame[asked], learned)
         flat = sampled.reshape(-1, *sampled.shape[2:])
         rivals["policy samples"] = Rivals(asked.repeat(config.policy_samples), flat)
+        solved = {k: v for k, v in groups_of(chunks, table).items() if k.startswith("successes")}
+        choices = choice_distances(
+            critic, chunks, solved, asked, sampled, scale, generator, config.resamples
+        )
     if config.twins is not None:
         twins = load_dataset(DatasetConfig("local/twins", str(config.twins)))
         rivals["twins"] = twin_chunks(chunks, table, twins, learned.normalizer)
@@ -166,6 +173,7 @@ def main(config: CriticEvalConfig) -> None:
         *report.calibration_rows(calibrations),
         *report.separation_rows(FRACTIONS, separated),
         *report.ranking_rows(ranking),
+        *report.choice_rows(choices),
         *report.tail_rows(tails),
         *detection_rows(recorded, generator, config.resamples, learned.config.horizon),
     ]

@@ -233,6 +233,7 @@ def test_the_command_leaves_a_report(bundle: Path, tiny_dataset: Path, tmp_path:
     rows = {row["metric"]: row for row in record["rows"]}
     wanted = {"calibration.error", "calibration.rank_correlation", "overestimation.mean"}
     wanted |= {"separation.auc_at_0.5", "ranking.another_episode", "ranking.time-shifted"}
+    wanted |= {"choice.distance_of_2", "choice.distance"}
     assert wanted | {"ranking.noise_0.3", "ranking.policy_samples.failures"} <= rows.keys()
     assert all(row.keys() == {"metric", "value", "ci95"} for row in record["rows"])
     page = (tmp_path / "out/report.html").read_text()

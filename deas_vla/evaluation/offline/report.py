@@ -21,6 +21,7 @@ HEADLINES = {
     "ranking.policy_samples": "Dataset chunk above the policy's samples",
     "ranking.twins": "Solved episodes' chunks above those of their failed twins",
     "ranking.another_episode.successes": "The same as the first, within successes",
+    "choice.distance": "Best of the policy's samples, further from what succeeded than any",
     "tails.policy": "Error where the task is being solved, policy's tails",
     "tails.hold": "The same, last action held",
 }
@@ -57,6 +58,22 @@ def ranking_rows(found: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
         estimate.row(f"ranking.{name.replace(' ', '_')}{'' if group == 'all' else f'.{group}'}")
         for name, groups in found.items()
         for group, estimate in groups.items()
+    ]
+
+
+def choice_rows(found: Mapping[str, Mapping[int, Estimate]]) -> list[Row]:
+    """Of `choice_distances`: ``choice.distance`` of all samples, ``choice.distance_of_4`` ...
+
+    Of fewer than all samples for all instructions together alone.
+    """
+    return [
+        estimate.row(
+            f"choice.distance{'' if n == max(counts) else f'_of_{n}'}"
+            f"{group.removeprefix('successes').replace(': ', '.', 1)}"
+        )
+        for group, counts in found.items()
+        for n, estimate in counts.items()
+        if group == "successes" or n == max(counts)
     ]
 
 
@@ -101,6 +118,7 @@ def write_report(
         + _calibration(rows, found, output)
         + _separation(output)
         + _ranking(rows, output)
+        + _choices(rows)
         + _tails(rows)
         + _episodes(pictured, output)
     )
@@ -166,6 +184,20 @@ the dataset's chunk is no model to follow: a good critic need not prefer it ther
 {html_picture(output / "ranking.png", "share of rivals beaten")}
 {html_table(["rival", "all chunks", "of successes", "of failures"], cells)}
 {told if by_instruction else ""}"""
+
+
+def _choices(rows: Mapping[str, str]) -> str:
+    cells = [
+        [name.removeprefix("choice."), rows[name]] for name in rows if name.startswith("choice.")
+    ]
+    if not cells:
+        return ""
+    return f"""
+<h2>What is chosen</h2>
+<p>Distance of the best of N of the policy's samples from the dataset's chunk in successes, less
+that of any sample, in standard deviations of the actions. Below 0 the choice is nearer to what
+succeeded; where it rises with N, more candidates will hurt.</p>
+{html_table(["choice", "distance (95 % interval)"], cells)}"""
 
 
 def _tails(rows: Mapping[str, str]) -> str:
