@@ -136,9 +136,8 @@ def main(config: CriticEvalConfig) -> None:
         keep_tokens=config.policy_samples > 0,
     )
     critic = FrameCritic(learned, table, encodings.pooled)
-    trained = manifest["config"]["critic"]
-    reward = RewardConfig(**trained["reward"])
-    chunks = score_dataset_chunks(critic, table, episodes, reward, trained["tail"])
+    reward = RewardConfig(**manifest["config"]["critic"]["reward"])
+    chunks = score_dataset_chunks(critic, table, episodes, reward)
     success = table.episode_success[episodes]
     values = values_along(critic, table, episodes, FRACTIONS)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deas_vla.errors import DeasError
 
-Tail = Literal["drop", "bootstrap", "fail"]
+Tail = Literal["drop", "bootstrap"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ChunkTransitions:
         next: int64, global frame index of `s'`; equals `start`, unused, where terminated.
         reward: float32, `R = sum_k g1^k r_{t+k}` over the valid steps.
         bootstrap: float32, weight of `V(s')`: `g2^H`, `g2^k` for a chunk of `k` steps kept by
-            `tail="bootstrap"`, 0 where terminated, or where `tail="fail"` ends at the limit.
+            `tail="bootstrap"`, 0 where terminated.
         terminated: bool, a true terminal (success) lies inside the chunk.
         valid_steps: int64 in 1..H, steps that were executed; `tails.Tails` draws the later ones.
     """
@@ -50,19 +50,16 @@ class ChunkReturns:
     Attributes:
         start: int64 (M,), global frame index the return starts from.
         value: float32 (M,), discounted sum of the rewards that the episode really holds.
-        remaining: float32 (M,), weight of the unobserved rest: 0 where the episode terminated or
-            its time limit counts as a failure, else the product of the bootstrap weights up to
-            `last`. The return of an endless episode is `value + remaining * V(s_last)`, so
-            `remaining` says how much of it is missing.
+        remaining: float32 (M,), weight of the unobserved rest: 0 where the episode terminated, else
+            the product of the bootstrap weights up to `last`. The return of an endless episode is
+            `value + remaining * V(s_last)`, so `remaining` says how much of it is missing.
         last: int64 (M,), global frame index of the last frame of the episode.
-        terminated: bool (M,), the episode terminated.
     """
 
     start: NDArray[np.int64]
     value: NDArray[np.float32]
     remaining: NDArray[np.float32]
     last: NDArray[np.int64]
-    terminated: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.start)
@@ -85,8 +82,6 @@ def chunk_transitions(
     - A terminal at step `t + k`, `k < H`: kept, `k + 1` valid steps, no bootstrap.
     - The recording ends inside the chunk (time limit): dropped, or with `tail="bootstrap"` kept
       with the episode's last frame `T` as `s'`, the `k = T - t >= 1` rewards before it, and `g2^k`.
-    - `tail="fail"` keeps the same chunks, and whatever reaches `T` unsolved is worth nothing from
-      there on: the time limit is a failure, and belongs to the task.
     - Frames recorded after the first terminal of an episode start no transition.
 
     Args:
@@ -118,8 +113,7 @@ def chunk_transitions(
     kept = ends | (steps_left >= (horizon if tail == "drop" else 1))
     start, ends, valid_steps = start[kept], ends[kept], valid_steps[kept]
 
-    over = ends | (steps_left[kept] <= horizon) if tail == "fail" else ends
-    bootstrap = np.where(over, 0.0, np.power(float(g2), valid_steps))
+    bootstrap = np.where(ends, 0.0, np.power(float(g2), valid_steps))
     return ChunkTransitions(
         start=start,
         next=np.where(ends, start, start + valid_steps),
@@ -154,13 +148,12 @@ def monte_carlo_chunk_returns(
     horizon: int,
     g1: float,
     g2: float,
-    tail: Literal["bootstrap", "fail"] = "bootstrap",
 ) -> ChunkReturns:
     """Return of every chunk start by following the episode chunk after chunk.
 
     `G(t) = R(t) + bootstrap(t) G(t + H)` with the dual discounts of `chunk_transitions`, so that a
     perfect critic of the recorded behaviour would equal `value + remaining * V(s_last)`. Starts are
-    every frame from which at least one reward is known.
+    those of `tail="bootstrap"`: every frame from which at least one reward is known.
 
     Args and errors: as `chunk_transitions`.
 
@@ -174,7 +167,7 @@ def monte_carlo_chunk_returns(
         horizon=horizon,
         g1=g1,
         g2=g2,
-        tail=tail,
+        tail="bootstrap",
     )
     limit, has_terminal = _episode_limits(terminated, episode_start, episode_end)
     _, episode = _frames_before(limit, episode_start)
@@ -197,7 +190,6 @@ def monte_carlo_chunk_returns(
         value=value[transitions.start].astype(np.float32),
         remaining=remaining[transitions.start].astype(np.float32),
         last=np.asarray(episode_end, dtype=np.int64)[episode] - 1,
-        terminated=has_terminal[episode],
     )
 
 

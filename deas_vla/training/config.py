@@ -200,9 +200,7 @@ class CriticTrainingConfig(CriticConfig):
         bootstrap_episodes: Whether each member of the ensemble trains on a bootstrap sample of the
             episodes of its own, so that their disagreement tells where data are few.
         tails: What stands in a chunk after the step that ended its episode.
-        tail: What becomes of chunks that a time limit cuts: ``drop``; ``bootstrap``; or ``fail``,
-            where running out of time is failing and worth nothing more. With rewards 0 and 1 and
-            discounts of 1 a value is then the chance of success.
+        tail: What becomes of chunks that a time limit cuts: ``drop`` or ``bootstrap``.
         policy_samples: Chunks the policy samples at each frame for the target of ``qc``, the one
             algorithm that asks it.
         log_every: Steps between two entries in the tracker, and between two looks at the loss.
@@ -349,12 +347,6 @@ class FinetuneConfig:
                     f"{name}.batch_size={stage_config.batch_size}, {name}.steps="
                     f"{stage_config.steps}: use a batch of 1 or more and 0 or more steps"
                 )
-        if self.critic.tail == "fail" and self.critic.reward.kind == "success_minus_one":
-            raise DeasError(
-                "critic.tail 'fail' with critic.reward.kind 'success_minus_one': next to the time "
-                "limit a failure would be worth as much as a success; use --critic.reward.kind="
-                "sparse"
-            )
         counts = {f"critic.{n}": getattr(self.critic, n) for n in _CRITIC_COUNTS}
         counts |= {f"checkpoint.{n}": getattr(self.checkpoint, n) for n in ("every", "keep")}
         counts["policy.gradient_accumulation_steps"] = self.policy.gradient_accumulation_steps

@@ -134,7 +134,7 @@ def offline_metric(
         long_enough = rows[table.episode_lengths[rows] >= config.horizon]
         if len(long_enough) == 0:
             return float("nan")
-        chunks = score_dataset_chunks(frame_critic, table, long_enough, config.reward, config.tail)
+        chunks = score_dataset_chunks(frame_critic, table, long_enough, config.reward)
         if not chunks.terminated.any() or len(np.unique(chunks.episode)) < 2:
             return float("nan")
         rivals = chunks_of_other_episodes(chunks, np.random.default_rng(0), _METRIC_RIVALS)

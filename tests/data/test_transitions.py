@@ -41,11 +41,8 @@ def reference_transition(reward, terminated, first, end, t, horizon, g1, g2, tai
         if terminated[t + k]:
             return Reference(t, t, total, 0.0, True, k + 1)
     if t + horizon < end:
-        over = tail == "fail" and t + horizon == end - 1 and not terminated[end - 1]
-        return Reference(t, t + horizon, total, 0.0 if over else g2**horizon, False, horizon)
+        return Reference(t, t + horizon, total, g2**horizon, False, horizon)
     steps = end - 1 - t
-    if tail == "fail" and steps >= 1:
-        g2 = 0.0
     if tail == "drop" or steps < 1:
         return None
     total = sum(g1**k * reward[t + k] for k in range(steps))
@@ -61,11 +58,13 @@ def reference_transitions(reward, terminated, starts, ends, horizon, g1, g2, tai
     return [row for row in rows if row is not None]
 
 
-def reference_return(reward, terminated, first, end, t, horizon, g1, g2, tail):
+def reference_return(reward, terminated, first, end, t, horizon, g1, g2):
     """(value, remaining) by following the chunks, one after another."""
     value, weight = 0.0, 1.0
     while t < end - 1 or (t == end - 1 and terminated[t]):
-        row = reference_transition(reward, terminated, first, end, t, horizon, g1, g2, tail)
+        row = reference_transition(
+            reward, terminated, first, end, t, horizon, g1, g2, tail="bootstrap"
+        )
         value += weight * row.reward
         weight *= row.bootstrap
         if row.terminated:
@@ -105,7 +104,7 @@ discounts = st.sampled_from([0.5, 0.9, 0.99, 1.0])
 
 
 @settings(max_examples=300, deadline=None)
-@given(episodes(), discounts, discounts, st.sampled_from(["drop", "bootstrap", "fail"]))
+@given(episodes(), discounts, discounts, st.sampled_from(["drop", "bootstrap"]))
 def test_transitions_equal_the_table(case, g1, g2, tail):
     reward, terminated, starts, ends, horizon = case
     got = chunk_transitions(
@@ -122,26 +121,22 @@ def test_transitions_equal_the_table(case, g1, g2, tail):
 
 
 @settings(max_examples=200, deadline=None)
-@given(episodes(), discounts, discounts, st.sampled_from(["bootstrap", "fail"]))
-def test_returns_follow_the_chunks(case, g1, g2, tail):
+@given(episodes(), discounts, discounts)
+def test_returns_follow_the_chunks(case, g1, g2):
     reward, terminated, starts, ends, horizon = case
-    got = monte_carlo_chunk_returns(
-        reward, terminated, starts, ends, horizon=horizon, g1=g1, g2=g2, tail=tail
-    )
+    got = monte_carlo_chunk_returns(reward, terminated, starts, ends, horizon=horizon, g1=g1, g2=g2)
     for i, t in enumerate(got.start):
         row = int(np.searchsorted(ends, t, side="right"))
         value, remaining = reference_return(
-            reward.tolist(), terminated.tolist(), starts[row], ends[row], int(t), horizon, g1, g2,
-            tail,
-        )  # fmt: skip
+            reward.tolist(), terminated.tolist(), starts[row], ends[row], int(t), horizon, g1, g2
+        )
         assert got.value[i] == pytest.approx(value, rel=1e-4, abs=1e-4)
         assert got.remaining[i] == pytest.approx(remaining, rel=1e-5)
         assert got.last[i] == ends[row] - 1
-        assert got.terminated[i] == terminated[starts[row] : ends[row]].any()
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
-@pytest.mark.parametrize("tail", ["drop", "bootstrap", "fail"])
+@pytest.mark.parametrize("tail", ["drop", "bootstrap"])
 def test_every_length_and_every_terminal_position(horizon, tail):
     for length in range(1, 3 * horizon + 1):
         for terminal in [None, *range(length)]:
@@ -185,21 +180,6 @@ def test_truncation_is_not_termination():
     np.testing.assert_allclose(kept.bootstrap, [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2])
     np.testing.assert_allclose(kept.reward, [-4, -4, -3, -2, -1])
     assert not kept.terminated.any()
-
-
-def test_a_time_limit_may_be_a_failure():
-    """With rewards 0 and 1 and no discount the return is then whether the episode succeeded."""
-    success = np.zeros(14, dtype=bool)
-    success[6] = True  # the first of two episodes of 7 frames
-    ends = {"horizon": 3, "g1": 1.0, "g2": 1.0, "tail": "fail"}
-    got = chunk_transitions(success, success, [0, 7], [7, 14], **ends)
-    np.testing.assert_array_equal(got.start, [*range(7), *range(7, 13)])
-    np.testing.assert_array_equal(got.bootstrap, [1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0])
-    np.testing.assert_array_equal(got.reward, [0] * 4 + [1] * 3 + [0] * 6)
-    np.testing.assert_array_equal(got.terminated, [False] * 4 + [True] * 3 + [False] * 6)
-    returns = monte_carlo_chunk_returns(success, success, [0, 7], [7, 14], **ends)
-    np.testing.assert_array_equal(returns.value, [1] * 7 + [0] * 6)
-    assert not returns.remaining.any()
 
 
 def test_gather_chunks_reads_on_and_stops_at_the_last_frame():

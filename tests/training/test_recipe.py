@@ -201,7 +201,6 @@ def drop_column(root: Path, copy: Path, *columns: str) -> Path:
         (["--dataset.root=/nowhere"], "dataset root /nowhere does not exist"),
         (["--critic.horizon=17"], "critic chunk length 17 exceeds the policy's 16"),
         (["--critic.horizon=0"], "critic.horizon"),
-        (["--critic.tail=fail"], "critic.tail .fail. with critic.reward.kind .success_minus_one."),
         (["--stages=[critics]"], "stage 'critics' is unknown"),
         (["--policy.episodes=best"], "policy.episodes 'best' is unknown"),
         (["--policy.path=/nowhere"], "policy checkpoint '/nowhere' does not exist"),

@@ -11,7 +11,7 @@ from deas_vla.critic.base import Critic
 from deas_vla.critic.config import CriticConfig
 from deas_vla.data.episodes import EpisodeTable
 from deas_vla.data.rewards import RewardConfig, table_rewards
-from deas_vla.data.transitions import Tail, monte_carlo_chunk_returns, steps_until_limit
+from deas_vla.data.transitions import monte_carlo_chunk_returns, steps_until_limit
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline.intervals import Floats, Indices
 
@@ -71,7 +71,7 @@ class ScoredChunks:
         q: (M,) ``Q`` of the chunk, in units of return.
         returns: (M,) what the episode paid from there on, in the critic's reward and discounts.
             Where a time limit ended it, the rest is the critic's own ``V`` of the last frame times
-            the weight of the rest, or nothing where the critic takes a time limit for a failure.
+            the weight of the rest.
         terminated: bool (M,), the episode ended by success: ``returns`` is observed to the end.
     """
 
@@ -92,13 +92,9 @@ class ScoredChunks:
 
 
 def score_dataset_chunks(
-    critic: FrameCritic,
-    table: EpisodeTable,
-    episodes: Indices,
-    reward: RewardConfig,
-    tail: Tail = "drop",
+    critic: FrameCritic, table: EpisodeTable, episodes: Indices, reward: RewardConfig
 ) -> ScoredChunks:
-    """Scores the dataset's own chunks in ``episodes``; reward and tail are those of its training.
+    """Scores the dataset's own chunks in ``episodes``.
 
     Chunks that the episode's end cuts are left out: a candidate at rollout time is never cut.
     Returns are those of `monte_carlo_chunk_returns`, ``value + remaining * V(s_last)``.
@@ -115,7 +111,6 @@ def score_dataset_chunks(
         horizon=config.horizon,
         g1=config.g1,
         g2=config.g2,
-        tail="fail" if tail == "fail" else "bootstrap",
     )
     _check_support(observed.value, config)
     left = steps_until_limit(table.terminated, table.episode_start, table.episode_end)
@@ -133,7 +128,7 @@ def score_dataset_chunks(
         chunk=chunk,
         q=critic.scores(frame, chunk[:, None])[:, 0],
         returns=observed.value[whole] + remaining * critic.values(last),
-        terminated=observed.terminated[whole],
+        terminated=remaining == 0,
     )
 
 
