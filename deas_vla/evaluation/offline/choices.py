@@ -28,7 +28,7 @@ def choice_distances(
 
     The distance is the root mean square over steps and dimensions, in units of ``scale``. Below 0
     the choice is nearer to what was done there than a candidate at random; that it rises with N
-    says that the critic is exploited.
+    is a sign that the critic is exploited.
 
     Args:
         critic: Its scores choose.

@@ -196,7 +196,7 @@ def _choices(rows: Mapping[str, str]) -> str:
 <h2>What is chosen</h2>
 <p>Distance of the best of N of the policy's samples from the dataset's chunk in successes, less
 that of any sample, in standard deviations of the actions. Below 0 the choice is nearer to what
-succeeded; where it rises with N, more candidates will hurt.</p>
+succeeded; where it rises with N, more candidates may hurt.</p>
 {html_table(["choice", "distance (95 % interval)"], cells)}"""
 
 
