@@ -154,8 +154,9 @@ def main(config: CriticEvalConfig) -> None:
         rivals["policy samples"] = Rivals(asked.repeat(config.policy_samples), flat)
         solved = {k: v for k, v in groups_of(chunks, table).items() if k.startswith("successes")}
         choices = choice_distances(
-            critic, chunks, solved, asked, sampled, scale, generator, config.resamples
-        )
+            critic, chunks, solved, asked, sampled, scale, policy.config.selection,
+            generator, config.resamples,
+        )  # fmt: skip
     if config.twins is not None:
         twins = load_dataset(DatasetConfig("local/twins", str(config.twins)))
         rivals["twins"] = twin_chunks(chunks, table, twins, learned.normalizer)

@@ -21,6 +21,8 @@ H, G1, G2 = 4, 0.9, 0.99
 class PlainCritic:
     """Q is the mean action of a chunk, V the first state: known without any network."""
 
+    turn = 1e9  # both members are the same
+
     def __init__(self, v_min: float = -100.0, v_max: float = 0.0) -> None:
         self.config = CriticConfig(
             feature_dim=2,
@@ -37,10 +39,12 @@ class PlainCritic:
     def value(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         return state[:, 0]
 
-    def score(
+    def member_scores(
         self, feature: torch.Tensor, state: torch.Tensor, actions: torch.Tensor
     ) -> torch.Tensor:
-        return actions.mean((2, 3))
+        """Two members; the second turns over what it thinks of chunks above ``turn``."""
+        q = actions.mean((2, 3))
+        return torch.stack([q, torch.where(q > self.turn, 3 * self.turn - 2 * q, q)])
 
 
 def frame_critic(table: EpisodeTable, **bounds: float) -> FrameCritic:

@@ -9,6 +9,7 @@ from deas_vla.data.rewards import RewardConfig
 from deas_vla.evaluation.offline.choices import candidate_counts, choice_distances
 from deas_vla.evaluation.offline.report import choice_rows
 from deas_vla.evaluation.offline.scoring import score_dataset_chunks
+from deas_vla.guidance.config import SelectionConfig
 
 
 def test_a_critic_that_wants_more_of_everything_is_led_away_by_more_candidates() -> None:
@@ -22,7 +23,7 @@ def test_a_critic_that_wants_more_of_everything_is_led_away_by_more_candidates()
     half[np.flatnonzero(chunks.terminated)[:3]] = True
     groups = {"successes": chunks.terminated, "successes: Open it.": half}
     found = choice_distances(
-        critic, chunks, groups, asked, sampled, np.float32([1.0, 1.0]),
+        critic, chunks, groups, asked, sampled, np.float32([1.0, 1.0]), SelectionConfig(),
         np.random.default_rng(0), 20,
     )  # fmt: skip
     any_sample = np.abs(offset).mean()
@@ -32,7 +33,7 @@ def test_a_critic_that_wants_more_of_everything_is_led_away_by_more_candidates()
             {n: max(offset[:n]) - any_sample for n in (2, 4, 5)}, abs=1e-5
         )
     scaled = choice_distances(
-        critic, chunks, groups, asked[:9], sampled[:9], np.float32([2.0, 2.0]),
+        critic, chunks, groups, asked[:9], sampled[:9], np.float32([2.0, 2.0]), SelectionConfig(),
         np.random.default_rng(0), 20,
     )  # fmt: skip
     assert scaled["successes"][5].value == pytest.approx((4.0 - any_sample) / 2, abs=1e-5)
@@ -41,6 +42,19 @@ def test_a_critic_that_wants_more_of_everything_is_led_away_by_more_candidates()
         "choice.distance_of_2", "choice.distance_of_4", "choice.distance",
         "choice.distance.Open it.",
     ]  # fmt: skip
+
+
+def test_the_members_are_made_one_as_the_policy_does_it() -> None:
+    """The smallest member turns over at 0 and takes the lower chunk, the mean goes on upwards."""
+    table = make_table()
+    critic = frame_critic(table)
+    chunks = score_dataset_chunks(critic, table, EVERY, RewardConfig())
+    critic.critic.turn = 0.0
+    zero = np.zeros((1, 2, *chunks.chunk.shape[1:]), dtype=np.float32)
+    sampled = zero + np.float32([1.0, -1.0])[:, None, None]  # members 1, -2 and -1, -1
+    of_min = critic.scores(chunks.frame[:1], sampled)
+    of_mean = critic.scores(chunks.frame[:1], sampled, SelectionConfig(ensemble="mean"))
+    assert of_min.tolist() == [[-2.0, -1.0]] and of_mean.tolist() == [[-0.5, -1.0]]
 
 
 def test_counts_are_powers_of_two_and_all() -> None:

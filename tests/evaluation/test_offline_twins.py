@@ -88,7 +88,6 @@ def test_what_is_no_twin_is_refused() -> None:
 
 
 def test_the_command_ranks_them(bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-
     twins = Path(shutil.copytree(tiny_dataset, tmp_path / "twins"))
     (file,) = (twins / "data").rglob("*.parquet")
     rows = pq.read_table(file)

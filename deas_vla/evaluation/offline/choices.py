@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deas_vla.evaluation.offline.intervals import Estimate, Indices, mean_over
 from deas_vla.evaluation.offline.scoring import FrameCritic, ScoredChunks
+from deas_vla.guidance.config import SelectionConfig
 
 
 def choice_distances(
@@ -21,6 +22,7 @@ def choice_distances(
     asked: Indices,
     sampled: NDArray[np.float32],
     scale: NDArray[np.float32],
+    selection: SelectionConfig,
     generator: np.random.Generator,
     resamples: int,
 ) -> dict[str, dict[int, Estimate]]:
@@ -37,6 +39,7 @@ def choice_distances(
         asked: int64 (K,), at which of the chunks the policy was asked.
         sampled: (K, N, H, A), what it proposed there, environment units.
         scale: (A,), the spread of the training actions.
+        selection: What makes one score of the ensemble; the best by it is taken.
         generator: Of the resamples.
         resamples: Of the bootstrap over episodes.
 
@@ -46,7 +49,7 @@ def choice_distances(
     count = sampled.shape[1]
     own = chunks.chunk[asked][:, None]
     distance = np.sqrt(np.square((sampled - own) / scale).mean((2, 3), dtype=np.float64))  # (K, N)
-    scores = critic.scores(chunks.frame[asked], sampled)
+    scores = critic.scores(chunks.frame[asked], sampled, selection)
     excess = {
         n: np.take_along_axis(distance, scores[:, :n].argmax(1)[:, None], 1)[:, 0]
         - distance.mean(1)

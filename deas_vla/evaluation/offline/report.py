@@ -21,7 +21,7 @@ HEADLINES = {
     "ranking.policy_samples": "Dataset chunk above the policy's samples",
     "ranking.twins": "Solved episodes' chunks above those of their failed twins",
     "ranking.another_episode.successes": "The same as the first, within successes",
-    "choice.distance": "Best of the policy's samples, further from what succeeded than any",
+    "choice.distance": "Best of the policy's samples: distance from what succeeded, less any's",
     "tails.policy": "Error where the task is being solved, policy's tails",
     "tails.hold": "The same, last action held",
 }

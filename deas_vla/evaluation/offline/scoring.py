@@ -14,6 +14,8 @@ from deas_vla.data.rewards import RewardConfig, table_rewards
 from deas_vla.data.transitions import monte_carlo_chunk_returns, steps_until_limit
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.offline.intervals import Floats, Indices
+from deas_vla.guidance.config import SelectionConfig
+from deas_vla.guidance.selection import pooled
 
 _ROWS = 256  # observations scored at once
 
@@ -46,12 +48,22 @@ class FrameCritic:
         return torch.cat(out).double().numpy()
 
     @torch.inference_mode()
-    def scores(self, frames: Indices, chunks: NDArray[np.float32]) -> Floats:
-        """``Q(s, a)`` of chunks (M, N, H, A) in environment units at frames (M,): (M, N)."""
+    def scores(
+        self,
+        frames: Indices,
+        chunks: NDArray[np.float32],
+        selection: SelectionConfig | None = None,
+    ) -> Floats:
+        """``Q(s, a)`` of chunks (M, N, H, A) in environment units at frames (M,): (M, N).
+
+        Of an ensemble its smallest member, or what ``selection`` makes of the members.
+        """
         out = []
+        rule = selection or SelectionConfig()
         for at, part in zip(range(0, len(frames), _ROWS), _parts(frames), strict=True):
             actions = torch.from_numpy(chunks[at : at + _ROWS]).to(self._device)
-            out.append(self.critic.score(*self._observe(part), actions).cpu())
+            members = self.critic.member_scores(*self._observe(part), actions)  # (E, B, N)
+            out.append(pooled(members, rule).cpu())
         return torch.cat(out).double().numpy()
 
     def _observe(self, frames: Indices) -> tuple[Tensor, Tensor]:
