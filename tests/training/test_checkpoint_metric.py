@@ -34,7 +34,7 @@ class Opinion(torch.nn.Module):
     def __init__(self, critic: Critic, score) -> None:
         super().__init__()
         self.config, self.normalizer, self.value = critic.config, critic.normalizer, critic.value
-        self.score = score
+        self.member_scores = lambda *seen: score(*seen).unsqueeze(0)  # an ensemble of one
 
 
 def test_a_critic_that_is_blind_to_actions_is_at_chance(table: EpisodeTable) -> None:
