@@ -34,6 +34,7 @@ from deas_vla.evaluation.offline.scoring import FrameCritic, score_dataset_chunk
 from deas_vla.evaluation.offline.tails import solving_chunks, tail_errors
 from deas_vla.evaluation.offline.twins import twin_chunks
 from deas_vla.files import write_json
+from deas_vla.guidance.config import SelectionOverride
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import run_record
 from deas_vla.training.candidates import sample_candidates
@@ -83,6 +84,7 @@ class CriticEvalConfig:
         noise_levels: Of the noised chunks, in standard deviations of the training actions.
         policy_samples: Chunks that the policy samples at a frame; 0 leaves that ranking out.
         policy_frames: Most frames at which it is asked.
+        selection: What chooses among samples, where not as the bundle says.
         twins: Directory of another dataset of the same initial states, episode by episode, whose
             failed episodes are ranked below solved ones where the two part.
         resamples: Of the bootstrap behind every interval.
@@ -97,6 +99,7 @@ class CriticEvalConfig:
     noise_levels: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0])
     policy_samples: int = 8
     policy_frames: int = 256
+    selection: SelectionOverride = field(default_factory=SelectionOverride)
     twins: Path | None = None
     resamples: int = 1000
     seed: int = 0
@@ -122,6 +125,8 @@ def main(config: CriticEvalConfig) -> None:
     accelerator = Accelerator()
     policy = open_bundle(config.bundle, device=str(accelerator.device))
     learned = fitting_critic(policy, manifest, table, config.bundle)
+    selection = config.selection.over(policy.config.selection)
+    selection.check(learned.config.ensemble)
 
     encodings = extract_features(
         policy.vla,
@@ -154,7 +159,7 @@ def main(config: CriticEvalConfig) -> None:
         rivals["policy samples"] = Rivals(asked.repeat(config.policy_samples), flat)
         solved = {k: v for k, v in groups_of(chunks, table).items() if k.startswith("successes")}
         choices = choice_distances(
-            critic, chunks, solved, asked, sampled, scale, policy.config.selection,
+            critic, chunks, solved, asked, sampled, scale, selection,
             generator, config.resamples,
         )  # fmt: skip
     if config.twins is not None:

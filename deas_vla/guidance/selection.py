@@ -56,7 +56,7 @@ def select(
     finite = torch.isfinite(members).all(dim=2).all(dim=0)  # (B,)
     safe = scores.masked_fill(~finite.unsqueeze(1), 0.0)
     if config.rule == "softmax":
-        chosen = _draw(safe / config.temperature, generators)
+        chosen = _draw(chances(safe, config), generators)
     else:
         chosen = safe.argmax(dim=1)
     return Selection(torch.where(finite, chosen, 0), scores, finite)
@@ -69,6 +69,20 @@ def pooled(members: Tensor, config: SelectionConfig) -> Tensor:
     return members.mean(0) - config.kappa * members.std(0, correction=0)
 
 
+def chances(scores: Tensor, config: SelectionConfig) -> Tensor:
+    """How probable each candidate is to be taken by its score, float64 (B, N), rows sum to 1.
+
+    Args:
+        scores: (B, N), finite, in units of return.
+        config: ``softmax`` gives ``exp(score / temperature)``, normalised; any other rule all to
+            the highest score.
+    """
+    if config.rule == "softmax":
+        return torch.softmax(scores.double() / config.temperature, dim=1)
+    highest = scores.argmax(dim=1)
+    return torch.nn.functional.one_hot(highest, scores.shape[1]).double()
+
+
 def _medoid(candidates: Tensor, scale: Tensor | None) -> Tensor:
     """The candidate with the smallest summed distance to the others, int64 (B,)."""
     flat = (candidates if scale is None else candidates / scale).flatten(2).double()
@@ -79,8 +93,7 @@ def _uniform(count: int, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.cat([torch.randint(count, (1,), generator=generator) for generator in generators])
 
 
-def _draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    probabilities = torch.softmax(logits.double(), dim=1)
+def _draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     rows = zip(probabilities.cpu(), generators, strict=True)
     drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in rows]
-    return torch.cat(drawn).to(logits.device)
+    return torch.cat(drawn).to(probabilities.device)

@@ -44,6 +44,23 @@ def test_a_critic_that_wants_more_of_everything_is_led_away_by_more_candidates()
     ]  # fmt: skip
 
 
+def test_a_rule_that_draws_is_measured_by_its_chances() -> None:
+    table = make_table()
+    critic = frame_critic(table)
+    chunks = score_dataset_chunks(critic, table, EVERY, RewardConfig())
+    offset = np.float32([0.5, -1.0, 2.0, -3.0, 4.0])
+    sampled = chunks.chunk[:, None] + offset[:, None, None]
+    found = choice_distances(
+        critic, chunks, {"successes": chunks.terminated}, np.arange(len(chunks)), sampled,
+        np.float32([1.0, 1.0]), SelectionConfig(rule="softmax", temperature=2.0),
+        np.random.default_rng(0), 20,
+    )["successes"]  # fmt: skip
+    for n in (2, 4, 5):
+        chance = np.exp(offset[:n] / 2)
+        expected = (chance / chance.sum() * np.abs(offset[:n])).sum() - np.abs(offset).mean()
+        assert found[n].value == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_members_are_made_one_as_the_policy_does_it() -> None:
     """The smallest member turns over at 0 and takes the lower chunk, the mean goes on upwards."""
     table = make_table()

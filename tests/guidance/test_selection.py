@@ -6,7 +6,7 @@ import torch
 from deas_vla.errors import DeasError
 from deas_vla.guidance.config import SelectionConfig, SelectionOverride
 from deas_vla.guidance.noise import CandidateNoise
-from deas_vla.guidance.selection import Selection, select
+from deas_vla.guidance.selection import Selection, chances, select
 
 A, H = 2, 3
 
@@ -42,6 +42,22 @@ def test_softmax_draws_in_proportion() -> None:
     drawn = choose(members, *generators, rule="softmax", temperature=1.0).chosen
     share = torch.bincount(drawn, minlength=3) / len(drawn)
     assert share.tolist() == pytest.approx([0.2, 0.3, 0.5], abs=0.02)
+
+
+def test_the_pull_of_softmax_has_a_limit_that_more_candidates_do_not_pass() -> None:
+    """Of scores N(0, s^2) it takes s^2 / T above their mean in the limit; the best goes on."""
+    spread, temperature = 0.04, 0.04
+    scores = spread * torch.randn(4000, 1024, generator=torch.Generator().manual_seed(0))
+
+    def pull(count: int, config: SelectionConfig) -> float:
+        kept = scores[:, :count].double()
+        return (chances(kept, config) * kept).sum(1).mean().item()
+
+    drawn = SelectionConfig(rule="softmax", temperature=temperature)
+    assert pull(16, drawn) < pull(64, drawn) < pull(1024, drawn) < spread**2 / temperature
+    assert pull(1024, drawn) == pytest.approx(spread**2 / temperature, rel=0.02)
+    best = SelectionConfig()
+    assert pull(64, best) > 1.3 * pull(16, best) and pull(1024, best) > 3 * spread
 
 
 def test_medoid_is_nearest_to_the_others_in_units_of_the_actions() -> None:

@@ -8,11 +8,13 @@ chunks as N grows says so before a robot moves.
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from deas_vla.evaluation.offline.intervals import Estimate, Indices, mean_over
 from deas_vla.evaluation.offline.scoring import FrameCritic, ScoredChunks
 from deas_vla.guidance.config import SelectionConfig
+from deas_vla.guidance.selection import chances
 
 
 def choice_distances(
@@ -26,7 +28,7 @@ def choice_distances(
     generator: np.random.Generator,
     resamples: int,
 ) -> dict[str, dict[int, Estimate]]:
-    """Distance of the best of N samples from the dataset's chunk, less that of any sample.
+    """Distance of what is chosen of N samples from the dataset's chunk, less that of any sample.
 
     The distance is the root mean square over steps and dimensions, in units of ``scale``. Below 0
     the choice is nearer to what was done there than a candidate at random; that it rises with N
@@ -39,7 +41,8 @@ def choice_distances(
         asked: int64 (K,), at which of the chunks the policy was asked.
         sampled: (K, N, H, A), what it proposed there, environment units.
         scale: (A,), the spread of the training actions.
-        selection: What makes one score of the ensemble; the best by it is taken.
+        selection: What makes one score of the ensemble and chooses by it: the best, or, where the
+            rule draws, all with their chances. Rules that ask no critic are read as the best.
         generator: Of the resamples.
         resamples: Of the bootstrap over episodes.
 
@@ -49,10 +52,9 @@ def choice_distances(
     count = sampled.shape[1]
     own = chunks.chunk[asked][:, None]
     distance = np.sqrt(np.square((sampled - own) / scale).mean((2, 3), dtype=np.float64))  # (K, N)
-    scores = critic.scores(chunks.frame[asked], sampled, selection)
+    scores = torch.from_numpy(critic.scores(chunks.frame[asked], sampled, selection))  # (K, N)
     excess = {
-        n: np.take_along_axis(distance, scores[:, :n].argmax(1)[:, None], 1)[:, 0]
-        - distance.mean(1)
+        n: (chances(scores[:, :n], selection).numpy() * distance[:, :n]).sum(1) - distance.mean(1)
         for n in candidate_counts(count)
     }
     episode = chunks.episode[asked]
