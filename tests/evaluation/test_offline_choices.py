@@ -59,6 +59,11 @@ def test_a_rule_that_draws_is_measured_by_its_chances() -> None:
         chance = np.exp(offset[:n] / 2)
         expected = (chance / chance.sum() * np.abs(offset[:n])).sum() - np.abs(offset).mean()
         assert found[n].value == pytest.approx(expected, abs=1e-4)
+    control = choice_distances(
+        critic, chunks, {"successes": chunks.terminated}, np.arange(len(chunks)), sampled,
+        np.float32([1.0, 1.0]), SelectionConfig(rule="medoid"), np.random.default_rng(0), 20,
+    )  # fmt: skip
+    assert control == {} and choice_rows(control) == []
 
 
 def test_the_members_are_made_one_as_the_policy_does_it() -> None:

@@ -42,13 +42,16 @@ def choice_distances(
         sampled: (K, N, H, A), what it proposed there, environment units.
         scale: (A,), the spread of the training actions.
         selection: What makes one score of the ensemble and chooses by it: the best, or, where the
-            rule draws, all with their chances. Rules that ask no critic are read as the best.
+            rule draws, all with their chances.
         generator: Of the resamples.
         resamples: Of the bootstrap over episodes.
 
     Returns:
-        By group and by N, powers of two from 2 up to the number of samples, and that number.
+        By group and by N, powers of two from 2 up to the number of samples, and that number; empty
+        where the rule asks no critic.
     """
+    if not selection.asks_critic:
+        return {}
     count = sampled.shape[1]
     own = chunks.chunk[asked][:, None]
     distance = np.sqrt(np.square((sampled - own) / scale).mean((2, 3), dtype=np.float64))  # (K, N)
