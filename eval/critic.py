@@ -198,6 +198,7 @@ def main(config: CriticEvalConfig) -> None:
         "bundle_git_revision": manifest.get("git_revision"),
         "algorithm": learned.config.algorithm,
         "reward": asdict(reward),
+        "selection": asdict(selection),
         "data": {
             "repo_id": table.repo_id,
             "fingerprint": table.fingerprint,

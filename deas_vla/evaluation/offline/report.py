@@ -21,7 +21,7 @@ HEADLINES = {
     "ranking.policy_samples": "Dataset chunk above the policy's samples",
     "ranking.twins": "Solved episodes' chunks above those of their failed twins",
     "ranking.another_episode.successes": "The same as the first, within successes",
-    "choice.distance": "Best of the policy's samples: distance from what succeeded, less any's",
+    "choice.distance": "Chosen of the policy's samples: distance from what succeeded, less any's",
     "tails.policy": "Error where the task is being solved, policy's tails",
     "tails.hold": "The same, last action held",
 }
@@ -194,9 +194,9 @@ def _choices(rows: Mapping[str, str]) -> str:
         return ""
     return f"""
 <h2>What is chosen</h2>
-<p>Distance of the best of N of the policy's samples from the dataset's chunk in successes, less
-that of any sample, in standard deviations of the actions. Below 0 the choice is nearer to what
-succeeded; where it rises with N, more candidates may hurt.</p>
+<p>Distance of what is chosen of N of the policy's samples from the dataset's chunk in successes,
+less that of any sample, in standard deviations of the actions. Below 0 the choice is nearer to
+what succeeded; where it rises with N, more candidates may hurt.</p>
 {html_table(["choice", "distance (95 % interval)"], cells)}"""
 
 
