@@ -31,12 +31,16 @@ QUICKSTART_EVAL := eval/robocasa.py --bundle outputs/quickstart --assets=lite --
 	--tasks='[CloseDrawer,TurnOnStove]' --candidates='[1,16]' --episodes=25 --workers=2 \
 	--output_dir outputs/quickstart/eval
 
-# Four tasks with one policy and one critic, and more demonstrations.
+# Four tasks with one policy and one critic, more demonstrations, and a round of rollouts.
 KITCHENS_DEMOS := recipes/robocasa/make_demos.py --config_path recipes/configs/kitchen_demos.yaml
 KITCHENS_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/kitchens.yaml
-KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens --assets=lite --split=test --horizon=300 \
-	--tasks='[CloseDrawer,CloseMicrowave,TurnOnStove,TurnOffStove]' --candidates='[1,16]' --episodes=25 --workers=2 \
-	--output_dir outputs/kitchens/eval
+KITCHEN_TASKS := '[CloseDrawer,CloseMicrowave,TurnOnStove,TurnOffStove]'
+KITCHENS_IMPROVE := recipes/improve.py --bundle outputs/kitchens --rounds=1 --episodes=40 --candidates=64 --validation_episodes=4 \
+	--kitchens.tasks=$(KITCHEN_TASKS) --kitchens.assets=lite --kitchens.split=varied --kitchens.validation_split=validation \
+	--kitchens.horizon=300 --output_dir outputs/kitchens_rounds
+KITCHENS_EVAL := eval/robocasa.py --bundle outputs/kitchens_rounds/round-1/bundle --assets=lite --split=test --horizon=300 \
+	--tasks=$(KITCHEN_TASKS) --candidates='[1,16,64]' --episodes=25 --workers=2 \
+	--output_dir outputs/kitchens_rounds/eval
 
 # robosuite's Lift, whose demonstrations ship.
 LIFT_TRAIN := recipes/finetune_groot.py --config_path recipes/configs/lift.yaml
@@ -73,10 +77,11 @@ quickstart: $(INSTALLED) ## demonstrate, finetune, train a critic, compare best-
 	rm -rf outputs/quickstart/eval  # of an earlier bundle: an evaluation goes on only with its own
 	HF_HUB_OFFLINE=1 $(PYTHON) $(QUICKSTART_EVAL)
 
-kitchens: $(INSTALLED) ## the same for four tasks
+kitchens: $(INSTALLED) ## the same for four tasks, and a round of rollouts
 	test -d outputs/kitchen_demos || HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_DEMOS)
 	HF_HUB_OFFLINE=1 $(LAUNCH) $(KITCHENS_TRAIN)
-	rm -rf outputs/kitchens/eval
+	HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_IMPROVE)
+	rm -rf outputs/kitchens_rounds/eval
 	HF_HUB_OFFLINE=1 $(PYTHON) $(KITCHENS_EVAL)
 
 lift: $(INSTALLED) ## the same on robosuite's Lift
