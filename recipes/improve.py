@@ -129,9 +129,8 @@ def main(config: ImproveConfig) -> None:
     started = time.time()
     config.check()
 
-    from deas_vla.bundle import MANIFEST
     from deas_vla.evaluation.engine.launch import Launch
-    from deas_vla.training.rounds import retrain
+    from deas_vla.training.rounds import is_retrained, retrain
 
     launch = Launch()
     if launch.world > 1:
@@ -142,7 +141,7 @@ def main(config: ImproveConfig) -> None:
     for number in range(1, config.rounds + 1):
         directory = output / f"round-{number}"
         rollouts.append(collect(config, launch, newest, number, directory))
-        if not (directory / "bundle" / MANIFEST).is_file():
+        if not is_retrained(config.bundle, rollouts, directory):
             retrain(config.bundle, rollouts, directory, config.retraining(number), launch.device)
         newest = directory / "bundle"
         evaluate(config, launch, newest, directory)

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from deas_vla.bundle import open_bundle, read_manifest, write_bundle
+from deas_vla.bundle import MANIFEST, open_bundle, read_manifest, write_bundle
 from deas_vla.data.counts import task_counts
 from deas_vla.data.episodes import (
     EpisodeTable,
@@ -80,6 +80,24 @@ class RoundData:
     encodings: Encodings
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
+
+
+def is_retrained(bundle: Path, rollouts: Sequence[Path], directory: Path) -> bool:
+    """Whether ``directory``/bundle is there, of the data of ``bundle`` and these ``rollouts``.
+
+    Raises:
+        DeasError: It is there, and of other data: its evaluation would say nothing of these.
+    """
+    improved = directory / "bundle"
+    if not (improved / MANIFEST).is_file():
+        return False
+    had = read_manifest(improved)["data"]["fingerprint"]
+    if had != join_tables(_tables(read_manifest(bundle), rollouts)).fingerprint:
+        raise DeasError(
+            f"{improved} was trained on other data than {bundle}'s and "
+            f"{', '.join(map(str, rollouts))}: delete {directory}, or choose another --output_dir"
+        )
+    return True
 
 
 def retrain(
@@ -158,8 +176,7 @@ def _gather(
     settings: Retraining,
     accelerator: Accelerator,
 ) -> RoundData:
-    tables = [load_dataset(draccus.decode(DatasetConfig, manifest["config"]["dataset"]))]
-    tables += [load_episodes(ROLLOUTS, place) for place in rollouts]
+    tables = _tables(manifest, rollouts)
     # Each dataset has its own cache: a later round computes what is new.
     caches = [cache_of_run(bundle, manifest), *(place.parent / "cache" for place in rollouts)]
     skips = bool(manifest["data"].get("unreadable_episodes"))
@@ -182,6 +199,11 @@ def _gather(
     whole = join_encodings(encodings, tables, joined)
     chosen, aside = (whole.readable(np.concatenate(rows)) for rows in (train, held_out))
     return RoundData(joined, whole, chosen, aside)
+
+
+def _tables(manifest: dict[str, Any], rollouts: Sequence[Path]) -> list[EpisodeTable]:
+    demonstrations = load_dataset(draccus.decode(DatasetConfig, manifest["config"]["dataset"]))
+    return [demonstrations, *(load_episodes(ROLLOUTS, place) for place in rollouts)]
 
 
 def _policy_settings(manifest: dict[str, Any], settings: Retraining) -> PolicyConfig:

@@ -243,6 +243,7 @@ def test_the_command_leaves_a_report(bundle: Path, tiny_dataset: Path, tmp_path:
     names = "calibration overestimation ranking separation values_failure values_success"
     assert [picture.stem for picture in pictures] == names.split()
     assert page.count("data:image/png;base64,") == 6
+    assert "Not defined here" not in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it opens alone
 
 

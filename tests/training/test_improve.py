@@ -1,6 +1,7 @@
 """Rounds of improvement in Lift at toy size, and what they leave."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,13 @@ def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     improve(bundle, output)
     assert (output / "round-1" / "bundle" / "bundle.json").stat().st_mtime_ns == stamp
     assert (output / "round-1" / "eval" / "episodes.jsonl").read_text() == episodes
+
+    # Rollouts of another run in their place: what is there was not trained on them.
+    shutil.rmtree(output / "round-1" / "rollouts")
+    shutil.rmtree(output / "round-1" / "eval")
+    with pytest.raises(DeasError, match=r"round-1.bundle was trained on other data .*: delete"):
+        improve(bundle, output, "--seed=1")
+    assert (output / "round-1" / "bundle" / "bundle.json").stat().st_mtime_ns == stamp
 
     # The successes cloned as well: another adapter over the same base, and a critic of its data.
     rollouts = [output / "round-1" / "rollouts" / "dataset"]

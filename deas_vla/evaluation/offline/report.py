@@ -116,7 +116,7 @@ def write_report(
     body = (
         _headline(record, rows)
         + _calibration(rows, found, output)
-        + _separation(output)
+        + _separation(record, output)
         + _ranking(rows, output)
         + _choices(rows)
         + _tails(rows)
@@ -156,11 +156,18 @@ frame; successful episodes alone, observed to the end: calibration error
 <h2>Overestimation</h2>{html_picture(output / "overestimation.png", "Q minus return over Q")}"""
 
 
-def _separation(output: Path) -> str:
+def _separation(record: Mapping[str, Any], output: Path) -> str:
+    successes, episodes = record["data"]["successes"], len(record["data"]["episodes"])
+    undefined = (
+        f" Not defined here: {successes} of {episodes} episodes succeeded, and it takes both kinds."
+        if successes in (0, episodes)
+        else ""
+    )
     return f"""
 <h2>Success against failure</h2>
 <p>The probability that V of a successful episode is above V of a failed one, at the same fraction
-of each.</p>{html_picture(output / "separation.png", "AUC by fraction of the episode elapsed")}"""
+of each.{undefined}</p>
+{html_picture(output / "separation.png", "AUC by fraction of the episode elapsed")}"""
 
 
 def _ranking(rows: Mapping[str, str], output: Path) -> str:
