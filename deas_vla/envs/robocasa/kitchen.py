@@ -25,6 +25,7 @@ from deas_vla.envs.robocasa.tasks import (
     robocasa_module,
     task_horizon,
 )
+from deas_vla.envs.robosuite.addresses import convert_addresses
 from deas_vla.envs.robosuite.state import SimulatorState, restore_state, save_state
 from deas_vla.errors import DeasError
 
@@ -222,6 +223,7 @@ class KitchenEnv:
             with building:
                 self._raw = self._kitchen.reset()
         self._spare_sensors()
+        convert_addresses(self.kitchen)
         self._task = self._kitchen.get_ep_meta()["lang"] or self.spec.instruction
 
     def _origin(self, seed: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deas_vla.envs.env import IMAGE_PREFIX, EnvSpec, Observation
 from deas_vla.envs.gl import gl_failure, use_headless_gl
 from deas_vla.envs.packages import import_package
+from deas_vla.envs.robosuite.addresses import convert_addresses
 from deas_vla.envs.robosuite.state import SimulatorState, restore_state, save_state
 from deas_vla.errors import DeasError
 
@@ -112,6 +113,7 @@ class LiftEnv:
     def reset(self, seed: int) -> None:
         self._env.rng = self._sampler.rng = np.random.default_rng(seed)
         self._env.reset()
+        convert_addresses(self._env)
 
     def observe(self, *, images: bool = True) -> Observation:
         robot = self._env.robots[0]
