@@ -108,7 +108,8 @@ def test_the_command_ranks_them(bundle: Path, tiny_dataset: Path, tmp_path: Path
     assert found["ranking.twins"] == found["ranking.twins.successes"]
     assert found["ranking.twins.failures"] is None
     assert "<td>twins</td>" in (tmp_path / "out/report.html").read_text()
-    evaluate(bundle, twins, tmp_path / "failures", "--episodes=[0,1]")
+    own = f"--features.cache={tmp_path / 'cache'}"  # the bundle's is for other tests, too
+    evaluate(bundle, twins, tmp_path / "failures", "--episodes=[0,1]", own)
     page = (tmp_path / "failures/report.html").read_text()
     assert "Not defined here: 0 of 2 episodes succeeded" in page  # how far V tells them apart
     with pytest.raises(DeasError, match="no episode failed there"):
