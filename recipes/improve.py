@@ -130,11 +130,12 @@ def main(config: ImproveConfig) -> None:
     config.check()
 
     from deas_vla.evaluation.engine.launch import Launch
-    from deas_vla.training.rounds import is_retrained, retrain
+    from deas_vla.training.rounds import check_retraining, is_retrained, retrain
 
     launch = Launch()
     if launch.world > 1:
         raise DeasError("recipes/improve.py runs in one process: start it without accelerate")
+    check_retraining(config.bundle, config.retraining(1))
     output = make_output_dir(config.output_dir)
     evaluate(config, launch, config.bundle, output / "round-0")
     newest, rollouts = config.bundle, []

@@ -82,6 +82,11 @@ class RoundData:
     held_out: NDArray[np.int64]
 
 
+def check_retraining(bundle: Path, settings: Retraining) -> None:
+    """DeasError, before anything is collected, for what `retrain` would refuse of this bundle."""
+    _policy_settings(read_manifest(bundle), settings)
+
+
 def is_retrained(bundle: Path, rollouts: Sequence[Path], directory: Path) -> bool:
     """Whether ``directory``/bundle is there, of the data of ``bundle`` and these ``rollouts``.
 
@@ -155,7 +160,8 @@ def retrain(
     }
     if settings.clone:
         record["config"] |= {"policy": plain(policy_config)}
-    improved = ValueGuidedPolicy(policy.config, vla, critic, policy.dataset_stats)
+    guided = replace(policy.config, adapter=policy.config.adapter or settings.clone)
+    improved = ValueGuidedPolicy(guided, vla, critic, policy.dataset_stats)
     write_bundle(improved, directory / "bundle", record)
 
 
@@ -218,6 +224,11 @@ def _policy_settings(manifest: dict[str, Any], settings: Retraining) -> PolicyCo
             "--policy.episodes=successful on the rollouts"
         )
     steps = settings.policy_steps or config.steps
+    if settings.clone and steps == 0:
+        raise DeasError(
+            "clone: the bundle's policy is the checkpoint as it is (policy.steps=0), so how long "
+            "to train it is not known: use --policy_steps=N"
+        )
     return replace(config, episodes="successful", steps=steps, tokens="cached", augment="none")
 
 

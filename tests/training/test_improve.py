@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipe_cases import load_script
+from recipe_cases import load_script, recipe
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import parse
@@ -37,7 +37,7 @@ def improve(bundle: Path, output: Path, *more: str) -> Path:
 
 @pytest.mark.slow
 def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
-    bundle: Path, tmp_path: Path
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     output = improve(bundle, tmp_path / "improved")
     before, after = read_manifest(bundle), read_manifest(output / "round-1" / "bundle")
@@ -95,6 +95,18 @@ def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     assert changed and all("lora" in name for name in changed)
     manifest = read_manifest(tmp_path / "cloned" / "bundle")
     assert manifest["config"]["policy"]["episodes"] == "successful"
+
+    # Of a checkpoint that was guided as it is: its first adapter, and the bundle has it.
+    given = recipe(tiny_dataset, tmp_path / "given", "--policy.steps=0")
+    assert not open_bundle(given).config.adapter
+    with pytest.raises(DeasError, match=r"clone: .* \(policy.steps=0\).*use --policy_steps=N"):
+        improve(given, tmp_path / "refused", "--clone=true")
+    assert not (tmp_path / "refused").exists()
+    retrain(given, rollouts, tmp_path / "adapted", settings, "cpu")
+    adapted = open_bundle(tmp_path / "adapted" / "bundle")
+    assert adapted.config.adapter
+    trained = [w for name, w in adapted.vla.model.state_dict().items() if "lora_B" in name]
+    assert trained and all(weight.any() for weight in trained)
 
 
 def test_joined_encodings_are_those_of_each_dataset() -> None:
