@@ -142,8 +142,9 @@ def main(config: ImproveConfig) -> None:
     for number in range(1, config.rounds + 1):
         directory = output / f"round-{number}"
         rollouts.append(collect(config, launch, newest, number, directory))
-        if not is_retrained(config.bundle, rollouts, directory):
-            retrain(config.bundle, rollouts, directory, config.retraining(number), launch.device)
+        settings = config.retraining(number)
+        if not is_retrained(config.bundle, rollouts, directory, settings):
+            retrain(config.bundle, rollouts, directory, settings, launch.device)
         newest = directory / "bundle"
         evaluate(config, launch, newest, directory)
     rows = round_rows(output, config.rounds, config.collected, config.candidates)

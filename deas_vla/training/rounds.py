@@ -87,21 +87,30 @@ def check_retraining(bundle: Path, settings: Retraining) -> None:
     _policy_settings(read_manifest(bundle), settings)
 
 
-def is_retrained(bundle: Path, rollouts: Sequence[Path], directory: Path) -> bool:
-    """Whether ``directory``/bundle is there, of the data of ``bundle`` and these ``rollouts``.
+def is_retrained(
+    bundle: Path, rollouts: Sequence[Path], directory: Path, settings: Retraining
+) -> bool:
+    """Whether ``directory``/bundle is there, as `retrain` would write it.
 
     Raises:
-        DeasError: It is there, and of other data: its evaluation would say nothing of these.
+        DeasError: It is there, and of other data or settings: its evaluation would say nothing of
+            these.
     """
     improved = directory / "bundle"
     if not (improved / MANIFEST).is_file():
         return False
-    had = read_manifest(improved)["data"]["fingerprint"]
-    if had != join_tables(_tables(read_manifest(bundle), rollouts)).fingerprint:
+    had = read_manifest(improved)
+    remedy = f"delete {directory}, or choose another --output_dir"
+    data = join_tables(_tables(read_manifest(bundle), rollouts)).fingerprint
+    if had["data"]["fingerprint"] != data:
         raise DeasError(
             f"{improved} was trained on other data than {bundle}'s and "
-            f"{', '.join(map(str, rollouts))}: delete {directory}, or choose another --output_dir"
+            f"{', '.join(map(str, rollouts))}: {remedy}"
         )
+    asked = plain(settings)
+    said = asked | had.get("retraining", {})  # bundles of before do not say
+    if other := [f"{name} {said[name]}" for name in asked if said[name] != asked[name]]:
+        raise DeasError(f"{improved} was trained with {', '.join(other)}: {remedy}")
     return True
 
 
@@ -147,6 +156,7 @@ def retrain(
         **provenance(),
         "config": manifest["config"] | {"critic": plain(critic_config)},
         "improved_from": str(bundle),
+        "retraining": plain(settings),
         "data": manifest["data"]
         | {
             "fingerprint": data.table.fingerprint,

@@ -74,6 +74,9 @@ def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     assert (output / "round-1" / "bundle" / "bundle.json").stat().st_mtime_ns == stamp
     assert (output / "round-1" / "eval" / "episodes.jsonl").read_text() == episodes
 
+    with pytest.raises(DeasError, match=r"round-1.bundle was trained with clone False: delete"):
+        improve(bundle, output, "--clone=true")
+
     # Rollouts of another run in their place: what is there was not trained on them.
     shutil.rmtree(output / "round-1" / "rollouts")
     shutil.rmtree(output / "round-1" / "eval")
