@@ -76,7 +76,7 @@ def test_careful_expert_succeeds_and_sloppy_one_fails(task: str) -> None:
     env = KitchenEnv(KitchenConfig(task=task, assets="lite", split="train", horizon=HORIZONS[task]))
     careful = [rollout(env, ReachExpert(ReachExpertConfig(sloppiness=0.0)), s) for s in (3, 4)]
     solved = [episode.success for episode in careful]
-    # A mug slips out of careful hands as well, every other time (docs/robocasa.md).
+    # A mug slips out of careful hands as well, every other time (docs/lite_kitchens.md).
     assert any(solved) if task == "CoffeeSetupMug" else all(solved)
     sloppy = ReachExpert(ReachExpertConfig(sloppiness=1.0))
     failed = rollout(env, sloppy, 3, record_images=lambda step: False)
