@@ -19,8 +19,9 @@ from deas_vla.training.divergence import LossWatch
 from deas_vla.training.run import Run
 from deas_vla.training.update import CriticUpdate
 
-# What the offline metric looks at, which bounds the cost of a checkpoint.
-_METRIC_EPISODES, _METRIC_RIVALS = 64, 4
+# What the offline metric looks at, which bounds the cost of a checkpoint: one value of ``evor`` is
+# hundreds of passes through its network.
+_METRIC_EPISODES, _METRIC_CHUNKS, _METRIC_RIVALS = 64, 512, 4
 
 
 def train_critic(
@@ -122,9 +123,9 @@ def offline_metric(
     """How often a success' own chunk scores above other episodes' at the same observation.
 
     Within one state, as best-of-N chooses: a critic that is blind to actions comes out at 0.5,
-    whatever it knows of states. Over the first 64 held-out episodes at most, the same rivals at
-    every checkpoint. NaN where no success is held out that is as long as a chunk, or no other
-    episode to take rivals from.
+    whatever it knows of states. Over the first 64 held-out episodes and 512 of their chunks at
+    most, the same ones and the same rivals at every checkpoint. NaN where no success is held out
+    that is as long as a chunk, or no other episode to take rivals from.
     """
     training = critic.training
     critic.eval()
@@ -134,7 +135,9 @@ def offline_metric(
         long_enough = rows[table.episode_lengths[rows] >= config.horizon]
         if len(long_enough) == 0:
             return float("nan")
-        chunks = score_dataset_chunks(frame_critic, table, long_enough, config.reward)
+        chunks = score_dataset_chunks(
+            frame_critic, table, long_enough, config.reward, at_most=_METRIC_CHUNKS
+        )
         if not chunks.terminated.any() or len(np.unique(chunks.episode)) < 2:
             return float("nan")
         rivals = chunks_of_other_episodes(chunks, np.random.default_rng(0), _METRIC_RIVALS)

@@ -139,6 +139,16 @@ def test_scored_chunks_by_hand() -> None:
     assert len(chunks.of_episode(2)) == 4
 
 
+def test_fewer_scored_chunks_are_spread_over_all() -> None:
+    table = make_table()
+    every = score_dataset_chunks(frame_critic(table), table, EVERY, RewardConfig())
+    few = score_dataset_chunks(frame_critic(table), table, EVERY, RewardConfig(), at_most=2)
+    assert len(every) > 2
+    assert few.frame.tolist() == every.frame[[0, -1]].tolist()
+    assert few.q.tolist() == every.q[[0, -1]].tolist()
+    assert few.returns.tolist() == every.returns[[0, -1]].tolist()
+
+
 def test_returns_outside_the_support_are_refused() -> None:
     table = make_table()
     critic = frame_critic(table, v_min=-2.0)

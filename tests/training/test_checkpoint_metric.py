@@ -62,6 +62,27 @@ def test_one_that_knows_the_executed_chunks_is_always_right(table: EpisodeTable)
     assert measure(Opinion(fresh(table), distance), table) == 1.0
 
 
+def test_its_cost_does_not_grow_with_the_dataset(
+    table: EpisodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value of `evor` is 320 passes through its network: at 5,000 chunks, minutes."""
+    scored = 0
+
+    def count(feature, state, actions):
+        nonlocal scored
+        scored += actions.shape[:2].numel()
+        return actions.flatten(2).sum(2)
+
+    measure(Opinion(fresh(table), count), table)
+    chunks, rivals = 5, 4
+    assert scored > chunks * (1 + rivals)
+
+    monkeypatch.setattr("deas_vla.training.critic._METRIC_CHUNKS", chunks)
+    scored = 0
+    assert 0 <= measure(Opinion(fresh(table), count), table) <= 1
+    assert chunks < scored <= chunks * (1 + rivals)
+
+
 def test_it_needs_a_success_and_another_episode(table: EpisodeTable) -> None:
     critic = fresh(table)
     features = np.zeros((table.num_frames, 2), dtype=np.float16)

@@ -104,9 +104,13 @@ class ScoredChunks:
 
 
 def score_dataset_chunks(
-    critic: FrameCritic, table: EpisodeTable, episodes: Indices, reward: RewardConfig
+    critic: FrameCritic,
+    table: EpisodeTable,
+    episodes: Indices,
+    reward: RewardConfig,
+    at_most: int | None = None,
 ) -> ScoredChunks:
-    """Scores the dataset's own chunks in ``episodes``.
+    """Scores the dataset's own chunks in ``episodes``, or ``at_most`` of them, evenly spaced.
 
     Chunks that the episode's end cuts are left out: a candidate at rollout time is never cut.
     Returns are those of `monte_carlo_chunk_returns`, ``value + remaining * V(s_last)``.
@@ -126,12 +130,14 @@ def score_dataset_chunks(
     )
     _check_support(observed.value, config)
     left = steps_until_limit(table.terminated, table.episode_start, table.episode_end)
-    whole = left[observed.start] >= config.horizon
-    if not whole.any():
+    whole = np.flatnonzero(left[observed.start] >= config.horizon)
+    if len(whole) == 0:
         raise DeasError(
             f"no evaluated episode of dataset {table.root} holds a chunk of {config.horizon} "
             "steps: evaluate longer ones"
         )
+    if at_most is not None and len(whole) > at_most:
+        whole = whole[np.linspace(0, len(whole) - 1, at_most).astype(np.int64)]
     frame, last, remaining = observed.start[whole], observed.last[whole], observed.remaining[whole]
     chunk = table.action[frame[:, None] + np.arange(config.horizon)]
     return ScoredChunks(
