@@ -53,8 +53,9 @@ def main(config: EvalConfig) -> None:
     started = time.time()
     launch = Launch()
     trials = lift_trials([config.seed], config.episodes, config.candidates)
-    policy = open_on_lift(config.bundle, launch.device, config.selection, config.n_action_steps)
-    policy.config.speed = config.guidance.over(policy.config.speed)
+    policy = open_on_lift(
+        config.bundle, launch.device, config.selection, config.guidance, config.n_action_steps
+    )
     output = config.output_dir or config.bundle / "eval"
     claimed = lift_run(
         launch, policy, output, trials, workers=config.workers, batch_size=config.batch_size

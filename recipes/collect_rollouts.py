@@ -21,6 +21,8 @@ from deas_vla.evaluation.lift import TASK, lift_run, lift_trials, open_on_lift
 
 # Every simulator process imports this file: what needs LeRobot's policies is imported in main().
 
+KITCHEN_FLAGS = ("assets", "split", "layouts", "styles", "cameras", "image_size", "horizon")
+
 
 @dataclass
 class CollectConfig(KitchenRolloutConfig):
@@ -56,8 +58,13 @@ def collect_lift(config: CollectConfig) -> None:
 
     if config.bundle is None:
         raise DeasError("Lift wants --bundle=DIR: it is no task of a checkpoint as it is")
+    for name in KITCHEN_FLAGS:
+        if getattr(config, name) != getattr(CollectConfig(), name):
+            raise DeasError(f"--{name} is of RoboCasa's kitchens, Lift has none: leave it out")
     launch, robot = Launch(), config.robot_type or lift.ROBOT_TYPE
-    policy = open_on_lift(config.bundle, launch.device, config.selection, config.n_action_steps)
+    policy = open_on_lift(
+        config.bundle, launch.device, config.selection, config.guidance, config.n_action_steps
+    )
     trials = lift_trials(config.seeds, config.episodes, config.candidates or [1])
     policy.check_candidates(max(config.candidates or [1]))
     claimed = lift_run(

@@ -10,6 +10,7 @@ from deas_vla.evaluation.engine.trials import paired_trials
 from deas_vla.evaluation.engine.workers import Trial
 from deas_vla.evaluation.runs import PolicyRun
 from deas_vla.guidance.config import SelectionOverride
+from deas_vla.guidance.speed import SpeedOverride
 
 if TYPE_CHECKING:  # simulator processes import this file, and LeRobot takes long
     from deas_vla.evaluation.engine.launch import Launch
@@ -53,7 +54,11 @@ def lift_run(
 
 
 def open_on_lift(
-    bundle: Path, device: str, selection: SelectionOverride, n_action_steps: int = 0
+    bundle: Path,
+    device: str,
+    selection: SelectionOverride,
+    guidance: SpeedOverride | None = None,
+    n_action_steps: int = 0,
 ) -> "ValueGuidedPolicy":
     """A bundle's policy, after checking that it is of Lift's robot and that pictures can be had.
 
@@ -61,6 +66,7 @@ def open_on_lift(
         bundle: Its directory.
         device: Where it runs.
         selection: What replaces parts of its own selection.
+        guidance: What replaces parts of its compilation, latency budget and warm starts.
         n_action_steps: Steps executed of a chunk; the bundle's own number when 0.
 
     Raises:
@@ -73,4 +79,5 @@ def open_on_lift(
     check_embodiment(policy.vla.spec, lift_spec(LiftConfig()), f"bundle {bundle}")
     check_gl()
     policy.config.selection = selection.over(policy.config.selection)
+    policy.config.speed = (guidance or SpeedOverride()).over(policy.config.speed)
     return policy

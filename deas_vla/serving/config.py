@@ -18,7 +18,7 @@ class LeRobotConfig:
     Attributes:
         port: 0 is none.
         unsafe_pickle: Say that pickles are taken: this protocol is made of them. They are read by
-            an unpickler that knows a dozen harmless classes, and on the loopback address alone;
+            an unpickler that knows nine harmless names, and on the loopback address alone;
             a robot on another machine comes through ``ssh -L``.
         fps: Control steps per second of the robot, by which actions carry their times.
     """

@@ -1,7 +1,7 @@
 """LeRobot's pickles, read without running what they say.
 
-A pickle names functions and calls them. This one may name a dozen classes that only hold data;
-anything else ends the reading.
+A pickle names functions and calls them. This one may name six classes that only hold data, and
+numpy's three ways to make an array or a number; anything else ends the reading.
 """
 
 import io

@@ -334,6 +334,11 @@ class FinetuneConfig:
                 f"policy.tokens=cached is not to be had with {self.needs_pictures}: cached tokens "
                 "are those of a frozen backbone and plain pictures; use --policy.tokens=online"
             )
+        if self.critic_asks_policy and self.policy.family == "remote":
+            raise DeasError(
+                "critic.algorithm=qc samples the policy at cached frames, of which policy.family="
+                "remote has no pictures to send: use deas, iql, hlg or evor"
+            )
         check_image_transforms(self.dataset.image_transforms)
         if self.tracker not in ("tensorboard", "trackio", "none"):
             raise DeasError(

@@ -160,7 +160,25 @@ def test_branching_that_makes_no_sense_is_refused(flag: str, message: str) -> No
 def test_rollouts_on_lift_are_collected(bundle: Path, tmp_path: Path) -> None:
     script = load_script("recipes/collect_rollouts.py")
     flags = [f"--bundle={bundle}", "--tasks=[Lift]", "--episodes=1", "--candidates=[1,2]"]
-    flags += ["--workers=1", f"--output_dir={tmp_path / 'rollouts'}"]
+    flags += ["--workers=1", "--guidance.warm_every=2", f"--output_dir={tmp_path / 'rollouts'}"]
     script.main(parse(script.CollectConfig, flags))
+    identity = json.loads((tmp_path / "rollouts" / "run.json").read_text())
+    assert identity["guidance.warm_every"] == 2
     table = load_episodes("local/rollouts", tmp_path / "rollouts" / "dataset")
     assert table.num_episodes == 2 and table.action.shape[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], r"Lift wants --bundle=DIR"),
+        (["--bundle=somewhere", "--horizon=90"], r"--horizon is of RoboCasa's kitchens"),
+        (["--bundle=somewhere", "--split=target"], r"--split is of RoboCasa's kitchens"),
+    ],
+)
+def test_what_collecting_on_lift_would_leave_unread_is_refused(
+    more: list[str], message: str
+) -> None:
+    script = load_script("recipes/collect_rollouts.py")
+    with pytest.raises(DeasError, match=message):
+        script.main(parse(script.CollectConfig, ["--tasks=[Lift]", *more]))

@@ -256,6 +256,10 @@ def test_what_fits_the_disk_is_cached_and_an_earlier_choice_stands(
             [AUGMENTED[1], "--dataset.image_transforms.tfs={blur: {type: Blurr}}"],
             r"dataset\.image_transforms cannot be made \(.*Blurr",
         ),
+        (
+            ["--policy.family=remote", "--critic.algorithm=qc"],
+            r"critic\.algorithm=qc samples the policy at cached frames.*use deas, iql, hlg or evor",
+        ),
     ],
 )
 def test_settings_without_meaning_are_refused(

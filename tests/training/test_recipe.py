@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 
 from deas_vla.bundle import open_bundle, read_manifest
 from deas_vla.cli import parse
+from deas_vla.envs.robocasa.kitchen import EMBODIMENT, KitchenConfig, kitchen_spec
+from deas_vla.envs.robosuite.lift import LiftConfig, lift_spec
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
+from deas_vla.policies.groot.checkpoint import check_fit
 from deas_vla.training.config import FinetuneConfig
 
 
@@ -256,6 +259,31 @@ def test_failed_run_leaves_the_good_bundle(
     with pytest.raises(DeasError):
         recipe(tiny_dataset, copy, "--critic.horizon=17")
     assert read_manifest(copy)["files"] == before
+
+
+CONFIGS = {
+    file.stem: file
+    for file in (ROOT / "recipes/configs").glob("*.yaml")
+    if not file.stem.endswith("_demos")
+}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_shipped_config_fits_its_checkpoint_and_its_robot(name: str) -> None:
+    config = parse(FinetuneConfig, [f"--config_path={CONFIGS[name]}"])
+    config.check()
+    robots = {"robosuite_panda": lift_spec(LiftConfig()), EMBODIMENT: kitchen_spec(KitchenConfig())}
+    robot, checkpoint = robots[config.policy.embodiment], ROOT / config.policy.path
+    known = json.loads((checkpoint / "embodiment_id.json").read_text())
+    assert config.policy.embodiment in known
+    check_fit(
+        checkpoint,
+        json.loads((checkpoint / "config.json").read_text()),
+        config.policy.embodiment,
+        robot.image_keys,
+        len(robot.state_names),
+        len(robot.action_names),
+    )
 
 
 @pytest.mark.parametrize("harm", ["missing", "altered", "no manifest"])

@@ -111,7 +111,7 @@ class PrefixVLA(ABC):
             action_dim: Action dimensions A likewise.
             dataset_stats: LeRobot's per-key statistics, for ``new_embodiment``.
             device: Where the model runs.
-            dtype: Of the weights, float32 or bfloat16; of SmolVLA's only the language model's.
+            dtype: Of the weights, float32 or bfloat16; SmolVLA's expert stays float32.
             denoising_steps: Flow steps per chunk; the checkpoint's own when left out.
 
         Raises:

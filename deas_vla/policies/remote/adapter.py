@@ -147,7 +147,7 @@ class RemoteVLA:
         if f"{_KEPT}task" not in encoding.inputs:
             raise DeasError(
                 "a remote policy needs the pictures, cached features hold none: use "
-                "--critic.tails.policy=0 and --policy_samples=0"
+                "--policy_samples=0, and another --critic.algorithm than qc"
             )
         batch, count = noise.shape[:2]
         look = self._look(encoding)
