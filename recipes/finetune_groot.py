@@ -20,7 +20,7 @@ from deas_vla.cli import make_output_dir, run
 from deas_vla.critic.serialization import load_critic
 from deas_vla.data.counts import task_counts
 from deas_vla.data.episodes import EpisodeTable, episode_digests, split_episodes
-from deas_vla.data.layout import open_dataset
+from deas_vla.data.layout import common_assets, open_dataset
 from deas_vla.guidance.configuration_guided import ValueGuidedConfig
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import dtype_on, load_vla
@@ -151,7 +151,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: Ru
         seed=config.seed,
         device=accelerator.device.type,
     )
-    layout = open_dataset(table.repo_id, table.root)
+    sources = [open_dataset(part.repo_id, part.root) for part in table.sources]
     record = {
         **run_record(config, started),
         "data": {
@@ -164,8 +164,8 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: Ru
             "trained_episode_digests": episode_digests(table, train),
             "held_out_episodes": table.episode_ids[held_out].tolist(),
             "unreadable_episodes": table.episode_ids[list(encodings.unreadable)].tolist(),
-            "image_sizes": layout.image_sizes,
-            "assets": layout.assets,
+            "image_sizes": sources[0].image_sizes,
+            "assets": common_assets(sources),
         },
     }
     if accelerator.is_main_process:

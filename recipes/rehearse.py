@@ -66,7 +66,8 @@ class RehearsalConfig(FinetuneConfig):
         size: Of the checkpoint: ``full`` is GR00T N1.7's, ``nano`` the smallest that works.
         base: A checkpoint that is there, instead of random weights.
         device: ``cpu``, ``cuda``, or ``auto`` for the GPU where there is one.
-        frames: Of each of two episodes.
+        frames: Of each of two episodes; half as many again as critic.horizon, and 12 at least, when
+            0.
         chunks: In an update of the policy; 2 on a CPU and what the run would take at once on a GPU
             when left out.
         updates: Of the policy.
@@ -77,7 +78,7 @@ class RehearsalConfig(FinetuneConfig):
     size: str = "full"
     base: str | None = None
     device: str = "auto"
-    frames: int = 12
+    frames: int = 0
     chunks: int | None = None
     updates: int = 3
     critic_updates: int = 50
@@ -88,6 +89,7 @@ class RehearsalConfig(FinetuneConfig):
         """Check it, settle what depends on the machine, and say where it runs."""
         if self.size not in ("full", "nano"):
             raise DeasError(f"size '{self.size}' is unknown: use full or nano")
+        self.frames = self.frames or max(12, 3 * self.critic.horizon // 2)
         check_counts(self, "frames", "updates", "critic_updates")
         if self.frames <= self.critic.horizon:
             raise DeasError(

@@ -133,6 +133,14 @@ def open_dataset(repo_id: str, root: str | Path | None = None) -> DatasetLayout:
     )
 
 
+def common_assets(layouts: Sequence[DatasetLayout]) -> str:
+    """Whose models all scenes are of, `mixed` where they differ; empty where one does not say."""
+    whose = {layout.assets for layout in layouts}
+    if "" in whose:
+        return ""
+    return whose.pop() if len(whose) == 1 else "mixed"
+
+
 def picture_size(feature: dict[str, Any]) -> tuple[int, int]:
     """(height, width) of a camera by its entry in `info.json`: (3, H, W) or (H, W, 3)."""
     names = feature.get("names") or [""]

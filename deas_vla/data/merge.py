@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deas_vla.cli import run
 from deas_vla.data.check import require_sound
 from deas_vla.data.episodes import EpisodeTable, load_episodes
-from deas_vla.data.layout import DatasetLayout, open_dataset
+from deas_vla.data.layout import DatasetLayout, common_assets, open_dataset
 from deas_vla.data.recording import quiet_lerobot, staging_directory, write_assets
 from deas_vla.errors import DeasError
 
@@ -90,7 +90,7 @@ def merge(
         if joined.parent != staging:  # a single source that needed nothing
             shutil.copytree(joined, staging / "copy")
             joined = staging / "copy"
-        write_assets(joined, _assets(layouts))
+        write_assets(joined, common_assets(layouts))
         joined.replace(output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -146,14 +146,6 @@ def _features(layouts: Sequence[DatasetLayout]) -> dict[str, Any]:
     for layout in layouts:
         merged |= {k: v for k, v in layout.info["features"].items() if k not in merged}
     return merged
-
-
-def _assets(layouts: Sequence[DatasetLayout]) -> str:
-    """Whose models the scenes of all sources are of; nothing where one of them does not say."""
-    whose = {layout.assets for layout in layouts}
-    if "" in whose:
-        return ""
-    return whose.pop() if len(whose) == 1 else "mixed"
 
 
 def _facts(feature: Mapping[str, Any]) -> tuple[Any, ...]:

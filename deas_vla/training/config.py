@@ -249,7 +249,7 @@ class WandbConfig:
     """Weights & Biases, through accelerate.
 
     Attributes:
-        enable: Log there, in place of ``tracker``.
+        enable: Log there too, beside ``tracker``.
         project: Of its runs.
     """
 

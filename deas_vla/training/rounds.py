@@ -19,6 +19,7 @@ from deas_vla.data.episodes import (
     split_episodes,
 )
 from deas_vla.data.joining import join_tables
+from deas_vla.data.layout import common_assets, open_dataset
 from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
@@ -84,7 +85,18 @@ class RoundData:
 
 def check_retraining(bundle: Path, settings: Retraining) -> None:
     """DeasError, before anything is collected, for what `retrain` would refuse of this bundle."""
-    _policy_settings(read_manifest(bundle), settings)
+    manifest = read_manifest(bundle)
+    if rollouts := manifest["data"].get("rollouts"):
+        raise DeasError(
+            f"bundle {bundle} was trained on rollouts {rollouts} already, which would be left out: "
+            f"start from {manifest['improved_from']}, and give recipes/retrain.py all rollouts"
+        )
+    if (algorithm := manifest["config"]["critic"]["algorithm"]) == "qc":
+        raise DeasError(
+            f"bundle {bundle} has critic.algorithm={algorithm}, which samples the policy at every "
+            "frame, and retraining does not: use deas, iql, hlg or evor"
+        )
+    _policy_settings(manifest, settings)
 
 
 def is_retrained(
@@ -115,22 +127,31 @@ def is_retrained(
 
 
 def retrain(
-    bundle: Path, rollouts: Sequence[Path], directory: Path, settings: Retraining, device: str
+    bundle: Path,
+    rollouts: Sequence[Path],
+    directory: Path,
+    settings: Retraining,
+    device: str,
+    cache: Path | None = None,
 ) -> None:
     """Train on the bundle's data and the rollouts, and write ``directory``/bundle.
 
     Args:
         bundle: The first one: its base checkpoint, statistics and settings are kept, and its cache
             of features is read.
-        rollouts: Datasets of all rounds so far; each keeps a cache beside it.
+        rollouts: Datasets of all rounds so far.
         directory: Of the round; an interrupted training goes on from there.
         settings: What to train.
         device: To train on.
+        cache: Where features of the rollouts are kept; beside each of them when left out.
     """
     manifest = read_manifest(bundle)
     policy = open_bundle(bundle, device=device)
     accelerator = Accelerator(cpu=device == "cpu")
-    data = _gather(bundle, manifest, policy, rollouts, settings, accelerator)
+    # Each dataset has its own cache: a later round computes what is new.
+    places = [cache or place.parent / "cache" for place in rollouts]
+    caches = [cache_of_run(bundle, manifest), *places]
+    data = _gather(_tables(manifest, rollouts), caches, manifest, policy, settings, accelerator)
     critic_config = _critic_settings(manifest, settings.critic_steps)
     policy_config = _policy_settings(manifest, settings)
 
@@ -166,6 +187,9 @@ def retrain(
             "trained_episode_digests": episode_digests(data.table, data.train),
             "held_out_episodes": data.table.episode_ids[data.held_out].tolist(),
             "rollouts": [str(place) for place in rollouts],
+            "assets": common_assets(
+                [open_dataset(part.repo_id, part.root) for part in data.table.sources]
+            ),
         },
     }
     if settings.clone:
@@ -185,16 +209,13 @@ def _cloned(
 
 
 def _gather(
-    bundle: Path,
+    tables: Sequence[EpisodeTable],
+    caches: Sequence[Path],
     manifest: dict[str, Any],
     policy: ValueGuidedPolicy,
-    rollouts: Sequence[Path],
     settings: Retraining,
     accelerator: Accelerator,
 ) -> RoundData:
-    tables = _tables(manifest, rollouts)
-    # Each dataset has its own cache: a later round computes what is new.
-    caches = [cache_of_run(bundle, manifest), *(place.parent / "cache" for place in rollouts)]
     skips = bool(manifest["data"].get("unreadable_episodes"))
     features = FeaturesConfig(policy.config.pooling, skip_unreadable=skips)
     encodings = [

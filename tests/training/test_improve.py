@@ -35,6 +35,14 @@ def improve(bundle: Path, output: Path, *more: str) -> Path:
     return output
 
 
+def retrained(bundle: Path, rollouts: list[Path], *more: str) -> Path:
+    script = load_script("recipes/retrain.py")
+    flags = [f"--bundle={bundle}", f"--rollouts=[{','.join(map(str, rollouts))}]", *more]
+    config = parse(script.RetrainConfig, flags)
+    script.main(config)
+    return config.output_dir / "bundle"
+
+
 @pytest.mark.slow
 def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     bundle: Path, tiny_dataset: Path, tmp_path: Path
@@ -74,6 +82,19 @@ def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     assert (output / "round-1" / "bundle" / "bundle.json").stat().st_mtime_ns == stamp
     assert (output / "round-1" / "eval" / "episodes.jsonl").read_text() == episodes
 
+    # The same training of rollouts that are there already, to the last bit; and nothing twice.
+    rollouts = [output / "round-1" / "rollouts" / "dataset"]
+    again = ["--critic_steps=6", f"--output_dir={tmp_path / 'again'}"]
+    mine = Path(shutil.copytree(bundle, tmp_path / "mine"))
+    anew = retrained(mine, rollouts, *again)
+    weights = "critic/model.safetensors"
+    assert (anew / weights).read_bytes() == (output / "round-1/bundle" / weights).read_bytes()
+    stamp_anew = (anew / "bundle.json").stat().st_mtime_ns
+    assert retrained(mine, rollouts, *again) == anew
+    assert (anew / "bundle.json").stat().st_mtime_ns == stamp_anew
+    with pytest.raises(DeasError, match=rf"was trained on rollouts .* start from {mine}, and"):
+        retrained(anew, rollouts, *again)
+
     with pytest.raises(DeasError, match=r"round-1.bundle was trained with clone False: delete"):
         improve(bundle, output, "--clone=true")
 
@@ -85,7 +106,6 @@ def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     assert (output / "round-1" / "bundle" / "bundle.json").stat().st_mtime_ns == stamp
 
     # The successes cloned as well: another adapter over the same base, and a critic of its data.
-    rollouts = [output / "round-1" / "rollouts" / "dataset"]
     settings = Retraining(0.0, 0, 1, clone=True, policy_steps=2, critic_steps=2)
     retrain(bundle, rollouts, tmp_path / "cloned", settings, "cpu")
     cloned = open_bundle(tmp_path / "cloned" / "bundle")
@@ -153,6 +173,30 @@ def test_joined_encodings_are_those_of_each_dataset() -> None:
 def test_senseless_rounds_are_refused(tmp_path: Path, flag: str, message: str) -> None:
     with pytest.raises(DeasError, match=message):
         improve(tmp_path, tmp_path / "out", flag)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], r"rollouts \[\]: give one dataset or more"),
+        (["--rollouts=[a,a]"], r"rollouts \['a', 'a'\]: .* each once"),
+        (["--rollouts=[a]", "--holdout=1"], r"holdout 1\.0: use a share"),
+    ],
+)
+def test_senseless_retraining_is_refused(flags: list[str], message: str) -> None:
+    script = load_script("recipes/retrain.py")
+    with pytest.raises(DeasError, match=message):
+        script.main(parse(script.RetrainConfig, flags))
+
+
+def test_a_critic_that_asks_the_policy_is_not_retrained(bundle: Path, tmp_path: Path) -> None:
+    asking = Path(shutil.copytree(bundle, tmp_path / "asking"))
+    manifest = json.loads((asking / "bundle.json").read_text())
+    manifest["config"]["critic"]["algorithm"] = "qc"
+    (asking / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(DeasError, match=r"critic\.algorithm=qc, which samples the policy"):
+        retrained(asking, [tmp_path], f"--output_dir={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rounds_in_kitchens_are_of_every_task_and_of_two_splits(

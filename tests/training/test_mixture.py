@@ -11,6 +11,7 @@ from recipe_cases import load_script, recipe, record
 
 from deas_vla.bundle import read_manifest
 from deas_vla.cli import parse
+from deas_vla.data.recording import write_assets
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
@@ -21,7 +22,9 @@ from deas_vla.training.datasets import load_dataset
 
 @pytest.fixture(scope="module")
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return record(tmp_path_factory.mktemp("mixture") / "rollouts", episodes=3)
+    root = record(tmp_path_factory.mktemp("mixture") / "rollouts", episodes=3)
+    write_assets(root, "robocasa")
+    return root
 
 
 def test_a_mixture_trains(
@@ -57,6 +60,7 @@ def test_a_mixture_trains(
     data = read_manifest(output)["data"]
     assert data["episodes"] == 9 and [s["weight"] for s in data["sources"]] == [1, 3]
     assert [s["episodes"] for s in data["sources"]] == [6, 3]
+    assert data["assets"] == "mixed"
     # The evaluation finds the mixture in the bundle, and the episodes that it held out.
     script = load_script("eval/critic.py")
     config = script.chosen_dataset(script.DatasetSource(), read_manifest(output))

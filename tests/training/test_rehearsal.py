@@ -50,6 +50,9 @@ def test_every_stage_is_rehearsed(
     script.main(parse(script.RehearsalConfig, [*flags, *online]))
     found = json.loads((tmp_path / "results.json").read_text())["costs"]
     assert found["token_bytes"] == 0 and found["chunk"] > 0
+    longer = parse(script.RehearsalConfig, [*flags, "--critic.horizon=16"])
+    longer.prepare()
+    assert longer.frames == 24  # a chunk fits, whatever its length
     with pytest.raises(DeasError, match=r"frames 8: use more than critic.horizon=8"):
         script.main(parse(script.RehearsalConfig, [*flags, "--frames=8", "--critic.horizon=8"]))
 
