@@ -21,7 +21,9 @@ from deas_vla.evaluation.lift import TASK, lift_run, lift_trials, open_on_lift
 
 # Every simulator process imports this file: what needs LeRobot's policies is imported in main().
 
-KITCHEN_FLAGS = ("assets", "split", "layouts", "styles", "cameras", "image_size", "horizon")
+KITCHEN_FLAGS = (
+    "policy", "assets", "split", "layouts", "styles", "cameras", "image_size", "horizon",
+)  # fmt: skip
 
 
 @dataclass
@@ -60,7 +62,7 @@ def collect_lift(config: CollectConfig) -> None:
         raise DeasError("Lift wants --bundle=DIR: it is no task of a checkpoint as it is")
     for name in KITCHEN_FLAGS:
         if getattr(config, name) != getattr(CollectConfig(), name):
-            raise DeasError(f"--{name} is of RoboCasa's kitchens, Lift has none: leave it out")
+            raise DeasError(f"--{name} is for RoboCasa's kitchens alone: leave it out with Lift")
     launch, robot = Launch(), config.robot_type or lift.ROBOT_TYPE
     policy = open_on_lift(
         config.bundle, launch.device, config.selection, config.guidance, config.n_action_steps

@@ -172,8 +172,9 @@ def test_rollouts_on_lift_are_collected(bundle: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ([], r"Lift wants --bundle=DIR"),
-        (["--bundle=somewhere", "--horizon=90"], r"--horizon is of RoboCasa's kitchens"),
-        (["--bundle=somewhere", "--split=target"], r"--split is of RoboCasa's kitchens"),
+        (["--bundle=somewhere", "--horizon=90"], r"--horizon is for RoboCasa's kitchens"),
+        (["--bundle=somewhere", "--split=target"], r"--split is for RoboCasa's kitchens"),
+        (["--bundle=somewhere", "--policy.path=moved"], r"--policy is for RoboCasa's kitchens"),
     ],
 )
 def test_what_collecting_on_lift_would_leave_unread_is_refused(
