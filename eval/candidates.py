@@ -106,6 +106,9 @@ def main(config: CandidatesConfig) -> None:
         launch.claim(output, identity | how)
         branch_missing(config, policy, output)
     branched = read_branched(source)
+    if config.decisions is None:  # other seeds' may lie beside them
+        mine = {trial.episode_id for trial in trials_of(config)}
+        branched = [each for each in branched if each.episode_id in mine]
     if not any(each.points for each in branched):
         raise DeasError(f"{source} holds no decision: run eval/candidates.py without --decisions")
 
@@ -161,13 +164,18 @@ def rules_for(own: SelectionConfig, members: int) -> dict[str, SelectionConfig]:
     return rules
 
 
+def trials_of(config: CandidatesConfig) -> list[Trial]:
+    """The episodes that the flags ask for."""
+    return lift_trials([config.seed], config.episodes, [config.candidates])
+
+
 def branch_missing(config: CandidatesConfig, policy: object, output: Path) -> None:
     """Branch the episodes that ``output`` lacks, with a progress bar."""
     from deas_vla.evaluation.engine.agents import PolicyPlanner
     from deas_vla.guidance.guided import ValueGuidedPolicy
 
     assert isinstance(policy, ValueGuidedPolicy)
-    trials = lift_trials([config.seed], config.episodes, [config.candidates])
+    trials = trials_of(config)
     have = {each.episode_id for each in read_branched(output)}
     missing: Sequence[Trial] = [trial for trial in trials if trial.episode_id not in have]
     work = BranchEpisode(config.candidates, config.repeats, config.stride, config.points)

@@ -17,7 +17,6 @@ from accelerate.utils import set_seed
 
 from deas_vla.bundle import write_bundle
 from deas_vla.cli import make_output_dir, run
-from deas_vla.critic.serialization import load_critic
 from deas_vla.data.counts import task_counts
 from deas_vla.data.episodes import EpisodeTable, episode_digests, split_episodes
 from deas_vla.data.layout import common_assets, open_dataset
@@ -37,6 +36,7 @@ from deas_vla.training.policy import check_parts, finetune_policy, restore_polic
 from deas_vla.training.policy_inputs import CachedTokens, online_pictures
 from deas_vla.training.preemption import Preemption
 from deas_vla.training.record import RunRecord, recorded_run
+from deas_vla.training.reuse import check_adapter_base, earlier_adapter, earlier_critic
 from deas_vla.training.run import Run
 from deas_vla.training.tokens import settle_tokens
 from deas_vla.training.trackers import make_accelerator
@@ -71,7 +71,7 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: Ru
 
     # The base checkpoint, frozen, under the adapter of an earlier run where this one trains none.
     finetunes = "policy" in config.stages and config.policy.steps > 0
-    adapter = output / "policy" if not finetunes and has_adapter(output) else None
+    adapter = earlier_adapter(output, config)
     vla_config = config.policy.vla(table.image_keys, table.state.shape[1], table.action.shape[1])
     statistics = dataset_statistics(table, train)
     if adapter is not None:
@@ -79,6 +79,8 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: Ru
     device = str(accelerator.device)
     vla = load_vla(vla_config, dataset_stats=statistics, adapter=adapter, device=device)
     config.check_fits(vla.spec)
+    if adapter is not None:
+        check_adapter_base(output, vla_config, vla)
     if "critic" in config.stages:
         check_critic_data(table, train, config.critic)
 
@@ -136,8 +138,8 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: Ru
             candidates=candidates,
             shares=config.dataset.shares,
         )
-    elif (output / "critic").is_dir():
-        critic = load_critic(output / "critic", device)
+    else:
+        critic = earlier_critic(output, encodings.pooled.shape[1], device)
 
     steps = config.guidance.n_action_steps or config.critic.horizon
     guided = ValueGuidedConfig(
@@ -172,10 +174,6 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: Ru
         with run.preemption.deferred():
             write_bundle(ValueGuidedPolicy(guided, vla, critic, statistics), output, record)
         print(f"bundle in {output} after {(time.time() - started) / 60:.1f} minutes")
-
-
-def has_adapter(output: Path) -> bool:
-    return (output / "policy" / "adapter_config.json").is_file()
 
 
 if __name__ == "__main__":

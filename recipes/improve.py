@@ -104,6 +104,17 @@ class ImproveConfig:
             raise DeasError(f"episodes {self.episodes}: use an even number, half for each policy")
         if not 0 <= self.holdout < 1:
             raise DeasError(f"holdout {self.holdout}: use a share of at least 0 and below 1")
+        if not self.kitchens.tasks and self.kitchens != Kitchens():
+            raise DeasError("kitchens.* without --kitchens.tasks: Lift has none, so name tasks")
+        if self.validation_seed in [self.collection_seed(n + 1) for n in range(self.rounds)]:
+            raise DeasError(
+                f"validation_seed {self.validation_seed} is that of a round's collection with seed "
+                f"{self.seed}: use another, which no critic is trained on"
+            )
+
+    def collection_seed(self, number: int) -> int:
+        """Of the episodes of round ``number``, which no other round has."""
+        return 1000 * (self.seed + 1) + number
 
     @property
     def collected(self) -> int:
@@ -158,7 +169,7 @@ def collect(
 ) -> Path:
     """This round's rollouts as a dataset; episodes and noise that no other round has."""
     place = directory / "rollouts"
-    seed = 1000 * (config.seed + 1) + number
+    seed = config.collection_seed(number)
     robot = kitchen.ROBOT_TYPE if config.kitchens.tasks else lift.ROBOT_TYPE
     claimed, _ = claim(
         config, launch, bundle, place, seed, config.episodes // 2, config.kitchens.split,

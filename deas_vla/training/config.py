@@ -117,7 +117,7 @@ class PolicyConfig:
         gradient_checkpointing: Compute the head's activations again in the backward pass.
         lr: Peak learning rate of AdamW, cosine after 5 % warm-up.
         weight_decay: Of AdamW.
-        grad_clip: Largest gradient norm.
+        grad_clip: Largest gradient norm; 0 leaves gradients alone.
         server: Of family ``remote``.
     """
 
@@ -362,8 +362,17 @@ class FinetuneConfig:
             raise DeasError(
                 f"critic.schedule '{self.critic.schedule}' is unknown: use one of {list(SCHEDULES)}"
             )
-        if not self.critic.grad_clip >= 0:
-            raise DeasError(f"critic.grad_clip {self.critic.grad_clip}: use 0 (off) or more")
+        for name in ("policy", "critic"):
+            if not getattr(self, name).grad_clip >= 0:
+                raise DeasError(
+                    f"{name}.grad_clip {getattr(self, name).grad_clip}: use 0 (off) or more"
+                )
+        bounds = (self.critic.v_min, self.critic.v_max)
+        if self.critic.support != "fixed" and bounds != (None, None):
+            raise DeasError(
+                f"critic.v_min, v_max {bounds} with critic.support={self.critic.support}, which "
+                "has bounds of its own: use --critic.support=fixed, or leave them out"
+            )
 
     def check_fits(self, spec: VLASpec) -> None:
         """DeasError for a critic chunk that the policy's does not hold."""

@@ -1,5 +1,7 @@
 """One round of improvement: policy and critic trained anew on demonstrations and rollouts."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +98,11 @@ def check_retraining(bundle: Path, settings: Retraining) -> None:
             f"bundle {bundle} has critic.algorithm={algorithm}, which samples the policy at every "
             "frame, and retraining does not: use deas, iql, hlg or evor"
         )
+    if settings.policy_steps and not settings.clone:
+        raise DeasError(
+            f"policy_steps {settings.policy_steps} without --clone=true: the policy stays what it "
+            "is, so leave it out"
+        )
     _policy_settings(manifest, settings)
 
 
@@ -105,15 +112,18 @@ def is_retrained(
     """Whether ``directory``/bundle is there, as `retrain` would write it.
 
     Raises:
-        DeasError: It is there, and of other data or settings: its evaluation would say nothing of
-            these.
+        DeasError: It is there, and of another bundle, other data or settings: its evaluation would
+            say nothing of these.
     """
     improved = directory / "bundle"
     if not (improved / MANIFEST).is_file():
         return False
-    had = read_manifest(improved)
+    had, start = read_manifest(improved), read_manifest(bundle)
     remedy = f"delete {directory}, or choose another --output_dir"
-    data = join_tables(_tables(read_manifest(bundle), rollouts)).fingerprint
+    source = _source(start)
+    if had.get("improved_from_digest", source) != source:  # bundles of before do not say
+        raise DeasError(f"{improved} was made from another bundle than {bundle} is: {remedy}")
+    data = join_tables(_tables(start, rollouts)).fingerprint
     if had["data"]["fingerprint"] != data:
         raise DeasError(
             f"{improved} was trained on other data than {bundle}'s and "
@@ -154,8 +164,14 @@ def retrain(
     data = _gather(_tables(manifest, rollouts), caches, manifest, policy, settings, accelerator)
     critic_config = _critic_settings(manifest, settings.critic_steps)
     policy_config = _policy_settings(manifest, settings)
+    checkpoint = draccus.decode(CheckpointConfig, manifest["config"].get("checkpoint", {}))
 
-    shared = {"data": data.table.fingerprint, "seed": settings.seed}
+    shared = {
+        "data": data.table.fingerprint,
+        "bundle": _source(manifest),
+        "holdout": settings.holdout,
+        "seed": settings.seed,
+    }
     identities = {"critic": shared | {"critic": str(plain(critic_config))}}
     if settings.clone:
         identities["policy"] = shared | {"policy": str(plain(policy_config))}
@@ -166,7 +182,7 @@ def retrain(
         recorded_run(training, identities, True, accelerator),
     ):
         seed = settings.seed + settings.round
-        run = Run(training, accelerator, preemption, CheckpointConfig(), seed, lambda *_: None)
+        run = Run(training, accelerator, preemption, checkpoint, seed, lambda *_: None)
         vla = policy.vla
         if settings.clone:
             vla = _cloned(policy, data, policy_config, run, device)
@@ -177,6 +193,7 @@ def retrain(
         **provenance(),
         "config": manifest["config"] | {"critic": plain(critic_config)},
         "improved_from": str(bundle),
+        "improved_from_digest": _source(manifest),
         "retraining": plain(settings),
         "data": manifest["data"]
         | {
@@ -197,6 +214,17 @@ def retrain(
     guided = replace(policy.config, adapter=policy.config.adapter or settings.clone)
     improved = ValueGuidedPolicy(guided, vla, critic, policy.dataset_stats)
     write_bundle(improved, directory / "bundle", record)
+
+
+def _source(manifest: dict[str, Any]) -> str:
+    """SHA-256 of what a round takes from a bundle: base, adapter, pooling, critic's settings."""
+    taken = {
+        "base": [manifest.get("backbone"), manifest.get("head")],
+        "adapter": manifest["files"].get("policy/adapter_model.safetensors"),
+        "pooling": manifest["config"]["features"]["pooling"],
+        "critic": manifest["config"]["critic"],
+    }
+    return hashlib.sha256(json.dumps(taken, sort_keys=True).encode()).hexdigest()
 
 
 def _cloned(

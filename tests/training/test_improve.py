@@ -86,12 +86,19 @@ def test_a_round_adds_rollouts_and_trains_a_critic_of_all_data(
     rollouts = [output / "round-1" / "rollouts" / "dataset"]
     again = ["--critic_steps=6", f"--output_dir={tmp_path / 'again'}"]
     mine = Path(shutil.copytree(bundle, tmp_path / "mine"))
+    manifest = json.loads((mine / "bundle.json").read_text())
     anew = retrained(mine, rollouts, *again)
     weights = "critic/model.safetensors"
     assert (anew / weights).read_bytes() == (output / "round-1/bundle" / weights).read_bytes()
     stamp_anew = (anew / "bundle.json").stat().st_mtime_ns
     assert retrained(mine, rollouts, *again) == anew
     assert (anew / "bundle.json").stat().st_mtime_ns == stamp_anew
+    with pytest.raises(DeasError, match=r"policy_steps 3 without --clone=true"):
+        retrained(mine, rollouts, *again, "--policy_steps=3")
+    manifest["config"]["critic"]["expectile"] = 0.9  # as if it had been trained anew, otherwise
+    (mine / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(DeasError, match=rf"was made from another bundle than {mine} is: delete"):
+        retrained(mine, rollouts, *again)
     with pytest.raises(DeasError, match=rf"was trained on rollouts .* start from {mine}, and"):
         retrained(anew, rollouts, *again)
 
@@ -168,6 +175,8 @@ def test_joined_encodings_are_those_of_each_dataset() -> None:
         ("--rounds=0", r"rounds 0: use 1 or more"),
         ("--candidates=1", r"candidates 1: use 2 or more"),
         ("--holdout=1", r"holdout 1"),
+        ("--validation_seed=1001", r"validation_seed 1001 is that of a round's collection"),
+        ("--kitchens.horizon=90", r"kitchens\.\* without --kitchens\.tasks"),
     ],
 )
 def test_senseless_rounds_are_refused(tmp_path: Path, flag: str, message: str) -> None:

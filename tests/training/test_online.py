@@ -256,6 +256,11 @@ def test_what_fits_the_disk_is_cached_and_an_earlier_choice_stands(
             [AUGMENTED[1], "--dataset.image_transforms.tfs={blur: {type: Blurr}}"],
             r"dataset\.image_transforms cannot be made \(.*Blurr",
         ),
+        (["--policy.grad_clip=-1"], r"policy\.grad_clip -1\.0: use 0 \(off\) or more"),
+        (
+            ["--critic.v_min=-60", "--critic.v_max=0"],
+            r"critic\.v_min, v_max \(-60\.0, 0\.0\) with critic\.support=smdp.*support=fixed",
+        ),
         (
             ["--policy.family=remote", "--critic.algorithm=qc"],
             r"critic\.algorithm=qc samples the policy at cached frames.*use deas, iql, hlg or evor",

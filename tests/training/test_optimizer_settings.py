@@ -17,7 +17,8 @@ from deas_vla.training.loop import warmup_cosine
 pytestmark = pytest.mark.slow
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's, as torch has them
-SUPPORT = ["--critic.v_min=-60", "--critic.v_max=0"]  # else it follows from the discounts
+# Else it follows from the discounts.
+SUPPORT = ["--critic.support=fixed", "--critic.v_min=-60", "--critic.v_max=0"]
 
 
 @dataclass(frozen=True)

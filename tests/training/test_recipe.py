@@ -261,6 +261,27 @@ def test_failed_run_leaves_the_good_bundle(
     assert read_manifest(copy)["files"] == before
 
 
+def test_an_adapter_is_not_put_over_another_base(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copytree(bundle, tmp_path / "mine"))
+    critic = ["--stages=[features,critic]"]
+    with pytest.raises(DeasError, match=r"policy holds an adapter, and policy\.steps=0 guides"):
+        recipe(tiny_dataset, mine, "--policy.steps=0")
+    with pytest.raises(DeasError, match=r"with policy\.denoising_steps=None, this run has 2: "):
+        recipe(tiny_dataset, mine, *critic, "--policy.denoising_steps=2")
+    with pytest.raises(DeasError, match=r"critic takes features of .* numbers, features\.pooling"):
+        recipe(
+            tiny_dataset, mine, "--stages=[features,policy]", "--features.pooling.kind=camera_mean"
+        )
+    assert read_manifest(mine) == read_manifest(bundle)
+
+    manifest = read_manifest(mine) | {"backbone": "0" * 64}
+    (mine / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(DeasError, match=r"was made over another backbone than that of"):
+        recipe(tiny_dataset, mine, *critic)
+
+
 CONFIGS = {
     file.stem: file
     for file in (ROOT / "recipes/configs").glob("*.yaml")

@@ -72,8 +72,12 @@ def identity(policy: "ValueGuidedPolicy", env: object) -> dict[str, Any]:
     for name in simulators:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    inference = {} if policy.critic is None else vars(policy.critic.inference)
     return {
         "policy_revision": policy.revision(),
+        "policy.embodiment": policy.config.vla.embodiment,
+        "policy.denoising_steps": policy.config.vla.denoising_steps,
+        **{f"critic.inference.{name}": value for name, value in inference.items()},
         "selection": vars(policy.config.selection),
         **{f"guidance.{name}": value for name, value in vars(policy.config.speed).items()},
         "n_action_steps": policy.config.n_action_steps,
