@@ -112,8 +112,8 @@ class RehearsalConfig(FinetuneConfig):
 def main(config: RehearsalConfig) -> None:
     started = time.time()
     device = config.prepare()
-    table = load_dataset(config.dataset).sources[0]
-    few = handful(table, config.frames)
+    table = load_dataset(config.dataset)
+    few = handful(table.sources[0], config.frames)
     output = make_output_dir(config.output_dir)
     if config.base is None:
         check_room(output, config.size)

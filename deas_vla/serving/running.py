@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deas_vla.bundle import open_bundle
+from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.agents import blank_batch
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.remote.layout import wire_layout
@@ -28,7 +29,17 @@ def make_service(config: ServeConfig, policy: ValueGuidedPolicy) -> Service:
     own.selection = config.selection.over(own.selection)
     own.speed = config.guidance.over(own.speed)
     own.candidates = config.candidates or own.candidates
-    most = max(config.most_candidates or own.candidates, own.candidates)
+    most = config.most_candidates or own.candidates
+    if most < own.candidates:
+        raise DeasError(
+            f"most_candidates {most} are fewer than the {own.candidates} of a request that names "
+            f"none: use --candidates={most} with it"
+        )
+    if config.guidance.warm_every:
+        raise DeasError(
+            "guidance.warm_every: a server keeps no robot's last chunk to go on from, leave it out"
+        )
+    own.speed.warm_every = 0  # the bundle's own, likewise
     policy.check_candidates(own.candidates)
     rows = config.batch if own.speed.budget_ms == 0 else 1  # a budget is of one robot's decision
     most = policy.start(blank_batch(policy.vla, rows), most)

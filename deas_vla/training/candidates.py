@@ -93,6 +93,8 @@ def candidates_by_frame(
     """
     key: Fingerprint = {
         "policy": vla.head_fingerprint(),
+        "backbone": vla.backbone_fingerprint(),
+        "embodiment": vla.spec.embodiment,
         "dataset": table.fingerprint,
         "episodes": ",".join(map(str, episodes)),
         "candidates": candidates,

@@ -375,9 +375,14 @@ class FinetuneConfig:
             )
 
     def check_fits(self, spec: VLASpec) -> None:
-        """DeasError for a critic chunk that the policy's does not hold."""
+        """DeasError for a critic chunk, or steps to execute, that the policy's does not hold."""
         if self.critic.horizon > spec.action_horizon:
             raise DeasError(
                 f"critic chunk length {self.critic.horizon} exceeds the policy's "
                 f"{spec.action_horizon}: use --critic.horizon={spec.action_horizon} or less"
+            )
+        if self.guidance.n_action_steps > spec.action_horizon:
+            raise DeasError(
+                f"guidance.n_action_steps {self.guidance.n_action_steps} exceeds the policy's "
+                f"chunk of {spec.action_horizon}: use as many or fewer"
             )

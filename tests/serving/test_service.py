@@ -8,10 +8,14 @@ import pytest
 from serving_cases import TOKEN, service_of
 from wire_cases import CAMERAS, GROUPS, ask, flat, nested
 
+from deas_vla.errors import DeasError
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.guidance.noise import CandidateNoise
+from deas_vla.guidance.speed import SpeedConfig, SpeedOverride
 from deas_vla.policies.remote.wire import pack, unpack
+from deas_vla.serving.config import ServeConfig
 from deas_vla.serving.deciding import Decider
+from deas_vla.serving.running import make_service
 from deas_vla.serving.service import Service
 
 ACTIONS = {"eef_delta": 6, "gripper": 1}
@@ -287,3 +291,18 @@ def test_one_failing_question_does_not_take_its_company_along(policy: ValueGuide
     service.batcher.stop()
     assert "policy failed (ZeroDivisionError)" in replies[2]["error"]
     assert isinstance(replies[1], list) and isinstance(replies[3], list)
+
+
+def test_flags_that_a_server_cannot_follow_are_refused(policy: ValueGuidedPolicy) -> None:
+    own = policy.config
+    before = (own.candidates, own.speed)
+    try:
+        with pytest.raises(DeasError, match=r"most_candidates 1 are fewer than the 3 of a request"):
+            make_service(ServeConfig(candidates=3, most_candidates=1), policy)
+        with pytest.raises(DeasError, match=r"guidance\.warm_every: a server keeps no robot's"):
+            make_service(ServeConfig(guidance=SpeedOverride(warm_every=2)), policy)
+        own.speed = SpeedConfig(warm_every=2)  # what the bundle says for a simulator
+        make_service(ServeConfig(candidates=2), policy)
+        assert own.speed.warm_every == 0
+    finally:
+        own.candidates, own.speed = before

@@ -203,6 +203,7 @@ def drop_column(root: Path, copy: Path, *columns: str) -> Path:
     [
         (["--dataset.root=/nowhere"], "dataset root /nowhere does not exist"),
         (["--critic.horizon=17"], "critic chunk length 17 exceeds the policy's 16"),
+        (["--guidance.n_action_steps=17"], "n_action_steps 17 exceeds the policy's chunk of 16"),
         (["--critic.horizon=0"], "critic.horizon"),
         (["--stages=[critics]"], "stage 'critics' is unknown"),
         (["--policy.episodes=best"], "policy.episodes 'best' is unknown"),
