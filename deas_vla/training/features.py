@@ -34,8 +34,8 @@ from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.encodings import Encodings, join_encodings
 from deas_vla.training.locking import sole_extractor
-from deas_vla.training.memory import told_memory
-from deas_vla.training.pipeline import encoded_episodes
+from deas_vla.training.memory import told_memory, told_workers
+from deas_vla.training.pipeline import encoded_episodes, worker_count
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,15 @@ def _fill(
     """Compute some episodes; each piece leaves the device and the memory as soon as it is there."""
     caches, length, unchanged = source.caches, source.token_mask.shape[1], Unchanged(source.table)
     bar = tqdm(total=len(episodes), desc="features", disable=not accelerator.is_local_main_process)
-    pieces = encoded_episodes(vla, source.table, episodes, config, accelerator)
+    workers = min(worker_count(config.workers, accelerator), len(episodes))
+    pieces = encoded_episodes(vla, source.table, episodes, config, workers)
     memory = told_memory(
         f"a pass of features.batch_size={config.batch_size} frames",
         f"use --features.batch_size={max(1, config.batch_size // 2)}",
     )
-    with bar, memory, OpenEpisodes(caches) as shards, closing(pieces):
+    fewer = f"use --features.workers={workers // 2} or a smaller batch"
+    processes = told_workers("features.workers", workers, fewer)
+    with processes, bar, memory, OpenEpisodes(caches) as shards, closing(pieces):
         for piece, encoding in pieces:
             if encoding is None:
                 shards.drop(piece.episode)
@@ -209,8 +212,9 @@ class OpenEpisodes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for episode in list(self._stacks):
-            self.drop(episode)
+        with ExitStack() as rest:  # an error at one of them leaves no other behind
+            for episode in self._stacks:
+                rest.callback(self.drop, episode)
 
     def of(self, episode: int) -> dict[str, Callable[[NDArray[Any]], None]]:
         """What takes the episode's next rows, by the name of the cache."""

@@ -1,6 +1,7 @@
 """What to do about memory that is too small, said where a stage runs out of it."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from deas_vla.errors import DeasError
 
 BYTES_PER_TRAINED = 16  # float32 weight and gradient, two float32 moments of AdamW
+_UNTIL_SIGCHLD = 2.0  # seconds, from a connection's end to the signal: less than one
 
 
 @contextmanager
@@ -31,26 +33,40 @@ def told_memory(what: str, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def told_workers(flag: str, workers: int) -> Iterator[None]:
+def told_workers(flag: str, workers: int, remedy: str) -> Iterator[None]:
     """Turn the death of a DataLoader's worker process inside into one line.
+
+    This process hears of it twice, in either order: a read from the loader fails, and torch's
+    handler of SIGCHLD raises wherever the program is just then, clearing up for instance. So
+    everything that reads from the loader belongs inside, with what it clears up.
 
     Args:
         flag: Which said how many there are.
         workers: How many.
+        remedy: The flag with a smaller number. The run goes on where it stood.
     """
     try:
         yield
-    except RuntimeError as error:
-        found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", _told_by_signal(error))
         if found is None:
             raise
-        said = re.search(r"killed by signal: ([^.]+)", str(error))
+        said = re.search(r"killed by signal: ([^.]+)", found.string)
         raise DeasError(
             f"worker process {found[1]} of {flag}={workers} was killed by the system "
             f"({said[1] if said else 'it ended without a word'}): most often memory, or /dev/shm, "
-            f"is full; use --{flag}={workers // 2} or a smaller batch, and give the command again; "
-            "what is finished is kept"
+            f"is full; {remedy}, and give the command again; what is finished is kept"
         ) from error
+
+
+def _told_by_signal(error: Exception) -> str:
+    """What torch says of a worker, if it is still to say it: the connection breaks before."""
+    if not isinstance(error, RuntimeError):
+        try:
+            time.sleep(_UNTIL_SIGCHLD)
+        except RuntimeError as later:
+            return str(later)
+    return str(error)
 
 
 def saved_bytes(module: nn.Module, batch: dict[str, Tensor]) -> int:

@@ -17,7 +17,6 @@ from deas_vla.data.frames import FrameBlock, iter_frame_blocks
 from deas_vla.errors import DeasError
 from deas_vla.policies.vla import VLA, Encoding
 from deas_vla.training.config import FeaturesConfig
-from deas_vla.training.memory import told_workers
 
 _MOST_WORKERS = 8
 _AHEAD = 2  # batches of a worker that wait for the device
@@ -120,21 +119,19 @@ def encoded_episodes(
     table: EpisodeTable,
     episodes: Sequence[int],
     config: FeaturesConfig,
-    accelerator: Accelerator,
+    workers: int,
 ) -> Generator[tuple[Piece, Encoding | None]]:
     """What the backbone makes of episodes, in pieces of ``config.batch_size`` frames.
 
-    Worker processes are ahead of it; pieces of different episodes then alternate, those of one come
-    in order.
+    With ``workers`` processes ahead of it, pieces of different episodes alternate; those of one
+    episode come in order.
 
     Yields:
         A piece and its encoding, on the device; None where the episode cannot be read.
 
     Raises:
-        DeasError: A video that cannot be read without ``config.skip_unreadable``; a worker process
-            that was killed.
+        DeasError: A video that cannot be read without ``config.skip_unreadable``.
     """
-    workers = min(worker_count(config.workers, accelerator), len(episodes))
     prepare = vla.host_preprocessor() if workers else vla.preprocess
     frames = FrameInputs(
         table, vla.spec.image_keys, episodes, config.batch_size, prepare, config.skip_unreadable
@@ -149,16 +146,15 @@ def encoded_episodes(
         worker_init_fn=_alone,
         generator=torch.Generator(),  # the run's own random stream stays where it is
     )
-    with told_workers("features.workers", workers):
-        for piece in loader:
-            if piece.ends:
-                raise DeasError(piece.error)
-            if piece.inputs is None or piece.state is None:
-                yield piece, None
-            elif prepare is None:
-                yield piece, vla.encode(piece.inputs)
-            else:
-                yield piece, vla.encode_inputs(piece.inputs, piece.state)
+    for piece in loader:
+        if piece.ends:
+            raise DeasError(piece.error)
+        if piece.inputs is None or piece.state is None:
+            yield piece, None
+        elif prepare is None:
+            yield piece, vla.encode(piece.inputs)
+        else:
+            yield piece, vla.encode_inputs(piece.inputs, piece.state)
 
 
 def worker_count(asked: int | None, accelerator: Accelerator) -> int:

@@ -22,8 +22,8 @@ from deas_vla.training.config import PolicyConfig
 from deas_vla.training.divergence import LossWatch
 from deas_vla.training.encodings import Encodings
 from deas_vla.training.loop import warmup_cosine
-from deas_vla.training.memory import told_memory
-from deas_vla.training.policy_inputs import CachedTokens, Part, PolicyInputs, told_workers
+from deas_vla.training.memory import told_memory, told_workers
+from deas_vla.training.policy_inputs import CachedTokens, Part, PolicyInputs
 from deas_vla.training.precision import mixed, to_float32
 from deas_vla.training.run import Run
 
@@ -203,9 +203,9 @@ def finetune_policy(
     bar = run.bar(draws, "policy", start, config.steps)
     vla.model.train()
     with (
+        told_workers("policy.workers", config.workers, _fewer_workers(config)),
         closing(observed),
         _told_memory(config, accelerator.num_processes),
-        told_workers(config.workers),
         run.preemption.deferred(),
         vla.gradient_checkpointing(config.gradient_checkpointing),
     ):
@@ -266,6 +266,11 @@ def _told_memory(config: PolicyConfig, processes: int) -> AbstractContextManager
             "" if config.gradient_checkpointing else " or --policy.gradient_checkpointing=true"
         )
     return told_memory(f"a part of {share // parts} chunks of policy.batch_size", remedy)
+
+
+def _fewer_workers(config: PolicyConfig) -> str:
+    parts = f"--policy.gradient_accumulation_steps={2 * config.gradient_accumulation_steps}"
+    return f"use --policy.workers={config.workers // 2} or {parts}"
 
 
 def restore_policy(vla: VLA, config: PolicyConfig, trained: dict[str, Tensor]) -> None:

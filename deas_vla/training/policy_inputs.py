@@ -240,23 +240,3 @@ def _quiet_tokenizers() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ[name]
-
-
-@contextmanager
-def told_workers(workers: int) -> Iterator[None]:
-    """Turn the death of a worker process inside into one line.
-
-    Raises:
-        DeasError: One was killed, by the system most likely.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        said = " ".join(str(error).split())[:150]
-        raise DeasError(
-            f"one of policy.workers={workers} processes died ({said}): was memory or /dev/shm "
-            "short? use fewer --policy.workers or more --policy.gradient_accumulation_steps, and "
-            "give the command again; it goes on from its last checkpoint"
-        ) from error

@@ -25,7 +25,8 @@ from deas_vla.policies.groot import GrootVLA
 from deas_vla.policies.vla import VLA
 from deas_vla.training.config import FinetuneConfig
 from deas_vla.training.loop import index_batches
-from deas_vla.training.policy_inputs import OnlinePictures, Part, told_workers
+from deas_vla.training.memory import told_workers
+from deas_vla.training.policy_inputs import OnlinePictures, Part
 from deas_vla.training.record import recorded_run
 from deas_vla.training.tokens import settle_tokens
 
@@ -209,8 +210,9 @@ def test_a_worker_that_is_killed_is_one_line(
     vla: VLA, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FrameReader, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    message = r"policy\.workers=1 processes died .* fewer"
-    with pytest.raises(DeasError, match=message) as error, told_workers(1):
+    message = r"worker process \d+ of policy\.workers=1 was killed .*; use fewer, and give"
+    told = told_workers("policy.workers", 1, "use fewer")
+    with pytest.raises(DeasError, match=message) as error, told:
         stream_of(vla, tiny_dataset)
     assert "\n" not in str(error.value)
 

@@ -24,10 +24,11 @@ from deas_vla.evaluation.benches.synthetic import synthetic_table
 from deas_vla.guidance.guided import ValueGuidedPolicy
 from deas_vla.policies.config import load_vla
 from deas_vla.policies.vla import VLA
-from deas_vla.training import pipeline
+from deas_vla.training import memory, pipeline
 from deas_vla.training.config import FeaturesConfig
 from deas_vla.training.encodings import Encodings
-from deas_vla.training.features import extract_features
+from deas_vla.training.features import OpenEpisodes, extract_features
+from deas_vla.training.memory import told_workers
 from deas_vla.training.policy import chunk_starts
 
 
@@ -94,6 +95,54 @@ def test_a_worker_that_the_system_kills_is_one_line(
     monkeypatch.undo()
     left = {path.stem for path in tmp_path.glob("pooled-*/episode-*.npy")}
     assert left <= {"episode-000000"} and not list(tmp_path.glob("*/.*"))
+
+
+@pytest.mark.parametrize("when", ["keep", "drop"])
+def test_a_death_that_is_told_elsewhere_is_the_same_line(
+    policy: ValueGuidedPolicy,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    """Torch's handler of SIGCHLD raises wherever the program is: in writing, or in clearing up."""
+    told, done = False, getattr(OpenEpisodes, when)
+
+    def signalled(shards: OpenEpisodes, episode: int) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            done(shards, episode)
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        done(shards, episode)
+
+    def broken(frames: pipeline.FrameInputs, block: Any) -> pipeline.Piece:
+        if when == "drop" and (block.episode, block.first) == (1, 12):
+            raise ConnectionResetError("of a process that is gone")
+        return piece(frames, block)
+
+    piece = pipeline.FrameInputs._piece
+    monkeypatch.setattr(OpenEpisodes, when, signalled)
+    monkeypatch.setattr(pipeline.FrameInputs, "_piece", broken)
+    with pytest.raises(DeasError, match=r"worker process 7 of features.workers=0 .*Killed"):
+        extract(policy.vla, tiny_dataset, tmp_path, [0, 1], workers=0)
+    assert told and not list(tmp_path.glob("*/.*"))
+
+
+def test_a_connection_that_ends_waits_for_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGALRM, raising)
+    try:
+        with pytest.raises(DeasError, match="worker process 7"), told_workers("w", 1, "use none"):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            raise ConnectionResetError
+        monkeypatch.setattr(memory, "_UNTIL_SIGCHLD", 0.01)
+        with pytest.raises(ConnectionResetError), told_workers("w", 1, "use none"):
+            raise ConnectionResetError("the Hub's")
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_robot_sees_the_features_that_the_critic_was_trained_on(
