@@ -125,12 +125,19 @@ class Checkpoints:
         if stop:
             raise Preempted
 
-    def finish(self) -> None:
-        """Leave the best weights in the module, if so configured; free what was prepared."""
-        if self._config.load_best_at_end and (best := self._best()) is not None:
-            self._load(self._path(best))
-            self._accelerator.print(f"{self._directory.name}: weights of update {best}, the best")
-        self._accelerator.free_memory()
+    def load_best(self) -> None:
+        """Leave the best weights in the module, if so configured and if there are any."""
+        if not self._config.load_best_at_end:
+            return
+        stage, best = self._directory.name, self._best()
+        if best is None:
+            self._accelerator.print(
+                f"{stage}: the last weights, for no checkpoint has an offline metric (no held-out "
+                "chunk)"
+            )
+            return
+        self._load(self._path(best))
+        self._accelerator.print(f"{stage}: weights of update {best}, the best")
 
     @property
     def newest(self) -> Path | None:

@@ -340,6 +340,11 @@ class FinetuneConfig:
                 "remote has no pictures to send: use deas, iql, hlg or evor"
             )
         check_image_transforms(self.dataset.image_transforms)
+        if self.checkpoint.load_best_at_end and self.dataset.holdout == 0:
+            raise DeasError(
+                "checkpoint.load_best_at_end with dataset.holdout=0: the best is so on held-out "
+                "episodes, hold some out"
+            )
         if self.tracker not in ("tensorboard", "trackio", "none"):
             raise DeasError(
                 f"tracker '{self.tracker}' is unknown: use tensorboard, trackio or none, or "

@@ -109,7 +109,8 @@ def train_critic(
                 run.log({f"critic/{name}": value for name, value in values.items()}, step)
                 bar.set_postfix(q=f"{values['q_mean']:.2f}", loss=f"{loss.item():.3f}")
             checkpoints.after(step + 1, config.steps, watch.check_weights)
-    checkpoints.finish()
+    checkpoints.load_best()
+    run.accelerator.free_memory()
     return critic.eval()
 
 

@@ -41,6 +41,7 @@ def identities(config: FinetuneConfig, table: EpisodeTable) -> dict[str, dict[st
     critic |= flat(settings["features"]["pooling"], "features.pooling.")
     if config.trains_backbone:  # its features are of what the policy stage made
         critic |= {name: value for name, value in policy.items() if name != "policy.tokens"}
+        critic["checkpoint.load_best_at_end"] = config.checkpoint.load_best_at_end
     elif config.critic_asks_policy:
         critic |= policy
     else:

@@ -114,10 +114,11 @@ def check_parts(vla: VLA, config: PolicyConfig) -> tuple[str | None, list[str]]:
     Raises:
         DeasError: Parts that the policy does not have or that cannot be trained that way, or none.
     """
+    projectors = config.train_projectors or PROJECTORS in config.train  # whole in any case
     parts = [part for part in config.train if part != PROJECTORS]
-    whole = [part for part in config.train_whole if part != PROJECTORS]
+    whole = [part for part in config.train_whole if part != PROJECTORS or not projectors]
     pattern, modules = training_targets(vla.model, vla.lora_parts, parts, whole)
-    if config.train_projectors or PROJECTORS in config.train:
+    if projectors:
         modules += vla.projectors
     if pattern is None and not modules:
         raise DeasError("policy.train is empty: name a part, or use --policy.steps=0")
@@ -245,13 +246,14 @@ def finetune_policy(
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             checkpoints.after(step + 1, config.steps, watch.check_weights)
     vla.model.eval()
+    checkpoints.load_best()  # of FSDP's shards, before they are gathered
     whole = None
     if accelerator.distributed_type == DistributedType.FSDP:
         state = accelerator.get_state_dict(wrapped)  # together; empty but on the main process
         whole = {name: tensor for name, tensor in state.items() if name in trainable}
     else:
         restore_types()
-    checkpoints.finish()
+    accelerator.free_memory()
     return whole
 
 

@@ -74,6 +74,7 @@ def test_a_part_trains_and_nothing_else(
         (["hands"], [], r"policy\.train has 'hands', .* 'llm_top:1\.\.3'.*'projectors', 'vision'"),
         (["llm_top:4"], [], r"policy\.train has 'llm_top:4', which is unknown"),
         (["head"], ["vision"], r"train_whole has 'vision', which policy\.train does not have"),
+        (["head"], ["projectors"], r"train_whole has 'projectors', which policy\.train does not"),
         (["head", "attention"], ["attention"], r"train_whole has 'attention', whose layer .* LoRA"),
     ],
 )

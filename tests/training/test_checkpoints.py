@@ -60,7 +60,7 @@ class Stage:
             if step + 1 == stop_after:
                 self.preemption._told = True
             self.checkpoints.after(step + 1, last, lambda: None)
-        self.checkpoints.finish()
+        self.checkpoints.load_best()
         return self.module.state_dict()
 
 
@@ -103,6 +103,19 @@ def test_the_best_can_be_the_result(tmp_path: Path) -> None:
     stage.metrics = [0.1, 0.9, 0.3, 0.0, 0.0, 0.0]
     best = stage.run(6)
     assert all(torch.equal(best[name], tensor) for name, tensor in second.items())
+
+
+def test_without_a_metric_the_last_are_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = Stage(tmp_path / "plain").run(4)
+    stage = Stage(tmp_path / "six", every=1, load_best_at_end=True)
+    stage.metrics = [float("nan")] * 4
+    found = stage.run(4)
+    assert all(torch.equal(found[name], tensor) for name, tensor in last.items())
+    assert "six: the last weights, for no checkpoint has an offline metric" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:

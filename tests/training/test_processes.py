@@ -11,6 +11,7 @@ import pytest
 import torch
 from recipe_cases import ROOT, flags, recipe
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from deas_vla.bundle import open_bundle
 
@@ -113,6 +114,22 @@ def test_fsdp_trains_resumes_and_leaves_the_adapter_of_ddp(
     assert "resuming policy after update 2" in done.stdout
     assert_close(output, two, "policy/adapter_model.safetensors", 1e-3)
     assert open_bundle(output).critic is None
+    # Update 2 as the best: its shards are what the bundle is gathered from.
+    best = output / "checkpoints/policy/step-00000002"
+    noted = json.loads((best / "checkpoint.json").read_text())
+    (best / "checkpoint.json").write_text(json.dumps(noted | {"metric": 1e9}))
+    done = on_processes(
+        2, SHARDED, *flags(tiny_dataset, output, stages), "--checkpoint.load_best_at_end=true"
+    )
+    assert "policy: weights of update 2, the best" in done.stdout
+    dcp_to_torch_save(best / "pytorch_model_fsdp_0", tmp_path / "whole.pt")
+    ((_, wanted),) = torch.load(tmp_path / "whole.pt").items()
+    found = load_file(output / "policy/adapter_model.safetensors")
+    assert found
+    for name, tensor in found.items():
+        stem = name.removeprefix("base_model.model.").removesuffix(".weight")
+        (same,) = (value for key, value in wanted.items() if stem in key)
+        torch.testing.assert_close(tensor, same, atol=0, rtol=0)
     with pytest.raises(AssertionError, match="FSDP shards the policy, a critic is too small"):
         on_processes(1, SHARDED, *flags(tiny_dataset, output))
 

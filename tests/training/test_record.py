@@ -147,6 +147,16 @@ def test_what_decides_a_result_is(flag: str, stages: set[str]) -> None:
     assert {stage for stage in theirs if ours[stage] != theirs[stage]} == stages
 
 
+def test_features_of_a_trained_backbone_are_of_the_weights_that_were_taken() -> None:
+    best = "--checkpoint.load_best_at_end=true"
+    for train, changed in (("head", set()), ("vision", {"critic"})):
+        ours, theirs = (
+            identities(config(f"--policy.train=[{train}]", *more), make_table())
+            for more in ([best], [])
+        )
+        assert {stage for stage in theirs if ours[stage] != theirs[stage]} == changed
+
+
 def test_a_checkpoint_is_known_wherever_it_lies(tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(NANO, target_is_directory=True)
