@@ -77,12 +77,14 @@ class RoundData:
         encodings: Of their frames.
         train: int64, episodes to train on.
         held_out: int64, the others.
+        shares: Of each of ``table.sources``, where the demonstrations have weights.
     """
 
     table: EpisodeTable
     encodings: Encodings
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
+    shares: list[float] | None
 
 
 def check_retraining(bundle: Path, settings: Retraining) -> None:
@@ -172,6 +174,8 @@ def retrain(
         "holdout": settings.holdout,
         "seed": settings.seed,
     }
+    if data.shares is not None:
+        shared["shares"] = str(data.shares)
     identities = {"critic": shared | {"critic": str(plain(critic_config))}}
     if settings.clone:
         identities["policy"] = shared | {"policy": str(plain(policy_config))}
@@ -187,7 +191,13 @@ def retrain(
         if settings.clone:
             vla = _cloned(policy, data, policy_config, run, device)
         critic = train_critic(
-            data.table, data.encodings.pooled, data.train, data.held_out, critic_config, run
+            data.table,
+            data.encodings.pooled,
+            data.train,
+            data.held_out,
+            critic_config,
+            run,
+            shares=data.shares,
         )
     record = {
         **provenance(),
@@ -224,15 +234,29 @@ def _source(manifest: dict[str, Any]) -> str:
         "pooling": manifest["config"]["features"]["pooling"],
         "critic": manifest["config"]["critic"],
     }
+    if (shares := _datasets(manifest).shares) is not None:
+        taken["shares"] = shares
     return hashlib.sha256(json.dumps(taken, sort_keys=True).encode()).hexdigest()
 
 
 def _cloned(
     policy: ValueGuidedPolicy, data: RoundData, config: PolicyConfig, run: Run, device: str
 ) -> VLA:
-    """The base checkpoint with an adapter of the successes: filtered behaviour cloning."""
+    """The base checkpoint with an adapter of the successes: filtered behaviour cloning.
+
+    On cached tokens, so of pictures as they are, whatever augmentation the bundle's policy had.
+    """
     vla = load_vla(policy.config.vla, dataset_stats=policy.dataset_stats, device=device)
-    finetune_policy(vla, data.encodings, data.table, data.train, data.held_out, config, run)
+    finetune_policy(
+        vla,
+        data.encodings,
+        data.table,
+        data.train,
+        data.held_out,
+        config,
+        run,
+        shares=data.shares,
+    )
     return vla
 
 
@@ -263,12 +287,26 @@ def _gather(
         first += table.num_episodes
     whole = join_encodings(encodings, tables, joined)
     chosen, aside = (whole.readable(np.concatenate(rows)) for rows in (train, held_out))
-    return RoundData(joined, whole, chosen, aside)
+    return RoundData(joined, whole, chosen, aside, _shares(manifest, tables))
+
+
+def _datasets(manifest: dict[str, Any]) -> DatasetConfig:
+    config: DatasetConfig = draccus.decode(DatasetConfig, manifest["config"]["dataset"])
+    return config
 
 
 def _tables(manifest: dict[str, Any], rollouts: Sequence[Path]) -> list[EpisodeTable]:
-    demonstrations = load_dataset(draccus.decode(DatasetConfig, manifest["config"]["dataset"]))
+    demonstrations = load_dataset(_datasets(manifest))
     return [demonstrations, *(load_episodes(ROLLOUTS, place) for place in rollouts)]
+
+
+def _shares(manifest: dict[str, Any], tables: Sequence[EpisodeTable]) -> list[float] | None:
+    """Demonstrations keep their weights among each other; beside rollouts, frames count."""
+    shares = _datasets(manifest).shares
+    if shares is None:
+        return None
+    frames = tables[0].num_frames / sum(shares)
+    return [frames * share for share in shares] + [table.num_frames for table in tables[1:]]
 
 
 def _policy_settings(manifest: dict[str, Any], settings: Retraining) -> PolicyConfig:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,17 @@ from recipe_cases import load_script, recipe, record
 
 from deas_vla.bundle import read_manifest
 from deas_vla.cli import parse
+from deas_vla.critic.base import Critic
+from deas_vla.data.episodes import load_episodes
 from deas_vla.data.recording import write_assets
 from deas_vla.data.rewards import RewardConfig
 from deas_vla.errors import DeasError
 from deas_vla.policies.groot import GrootVLA
+from deas_vla.training import rounds
 from deas_vla.training.config import CriticTrainingConfig, FinetuneConfig
 from deas_vla.training.critic_data import check_critic_data
 from deas_vla.training.datasets import load_dataset
+from deas_vla.training.rounds import Retraining
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,21 @@ def test_a_mixture_trains(
     table = load_dataset(config)
     assert table.fingerprint == data["fingerprint"]
     assert len(script.held_out_episodes(read_manifest(output), table)) == 3
+
+    # Trained anew with rollouts: demonstrations keep their weights among each other.
+    asked: list[list[float] | None] = []
+    train = rounds.train_critic
+
+    def noted(*arguments: Any, shares: list[float] | None) -> Critic:
+        asked.append(shares)
+        return train(*arguments, shares=shares)
+
+    monkeypatch.setattr(rounds, "train_critic", noted)
+    more = record(tmp_path / "more", episodes=3)
+    settings = Retraining(holdout=0.1, seed=0, round=1, critic_steps=2)
+    rounds.retrain(output, [more], tmp_path / "anew", settings, "cpu")
+    frames, added = table.num_frames, load_episodes("more", more).num_frames
+    assert asked == [[frames / 4, 3 * frames / 4, added]]
 
 
 def test_weights_are_given_to_all_or_none(tiny_dataset: Path, tmp_path: Path) -> None:
