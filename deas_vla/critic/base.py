@@ -96,6 +96,11 @@ class Critic(nn.Module, ABC):
     def value(self, feature: Tensor, state: Tensor) -> Tensor:
         """Value of states: feature (B, F), state (B, S) to (B,), in units of return."""
 
+    @property
+    @abstractmethod
+    def representation(self) -> str:
+        """What the values are, for people: bins, scalars or flows, and their expectile."""
+
     @abstractmethod
     def update_target(self, rate: float | None = None) -> None:
         """Move the EMA targets by ``rate`` (``config.ema`` if None) after each optimizer step."""

@@ -62,6 +62,11 @@ class Deas(QVCritic):
     def expectile(self) -> float:
         return self.config.expectile
 
+    @property
+    def representation(self) -> str:
+        c = self.config
+        return f"{c.bins} bins in {c.v_min:.3g} to {c.v_max:.3g}, expectile {self.expectile}"
+
     def _pessimistic_target(self, obs_action: Tensor) -> tuple[Tensor, Tensor]:
         """Distribution (B, m) and expectation (B,) of the target critic with the smaller one."""
         p = widen(self.target_critics(obs_action)).softmax(-1)  # (E, B, m)

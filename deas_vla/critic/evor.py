@@ -114,6 +114,10 @@ class Evor(Critic):
     def value(self, feature: Tensor, state: Tensor) -> Tensor:
         return self._optimal_value(self.value_flow, self.observe(feature, state), None)
 
+    @property
+    def representation(self) -> str:
+        return f"flows in {self.config.v_min:.3g} to {self.config.v_max:.3g}"
+
     def networks(self) -> dict[str, nn.Module]:
         return {"q": self.flows, "v": self.value_flow}
 

@@ -23,6 +23,10 @@ class Iql(QVCritic):
     def __init__(self, config: CriticConfig, statistics: Statistics | None = None) -> None:
         super().__init__(config, statistics, outputs=1)
 
+    @property
+    def representation(self) -> str:
+        return f"scalar, expectile {self.config.expectile}"
+
     def expect(self, output: Tensor) -> Tensor:
         return widen(output).squeeze(-1)
 

@@ -24,6 +24,10 @@ class Qc(QVCritic):
     def __init__(self, config: CriticConfig, statistics: Statistics | None = None) -> None:
         super().__init__(config, statistics, outputs=1)
 
+    @property
+    def representation(self) -> str:
+        return "scalar"
+
     def expect(self, output: Tensor) -> Tensor:
         return widen(output).squeeze(-1)
 

@@ -114,8 +114,7 @@ def _settings(config: ValueGuidedConfig, critic: Critic | None) -> str:
         c = critic.config
         rows |= {
             "critic": f"`{c.algorithm}` on chunks of {c.horizon} steps, in `critic/`",
-            "values": f"{c.bins} bins in {c.v_min:.3g} to {c.v_max:.3g}, expectile {c.expectile}, "
-            f"discounts {c.g1} and {c.g2}",
+            "values": f"{critic.representation}, discounts {c.g1} and {c.g2}",
             "feature": f"pooling `{config.pooling.kind}`",
         }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]

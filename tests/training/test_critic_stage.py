@@ -100,6 +100,8 @@ def test_algorithms_without_a_policy_train(tmp_path: Path, algorithm: str) -> No
     table = make_table()
     critic = train(table, tmp_path, algorithm=algorithm)
     assert critic.config.algorithm == algorithm and not critic.training
+    said = {"deas": "bins .* expectile 0.7", "hlg": "bins .* expectile 0.5", "evor": "flows in"}
+    assert re.search(said.get(algorithm, "^scalar, expectile 0.7"), critic.representation)
     assert (critic.config.g1, critic.config.g2) == (0.9, 0.99)
     (last,) = (tmp_path / "checkpoints/critic").glob("step-00000006")
 
