@@ -83,7 +83,7 @@ class CriticEvalConfig:
             dataset that it was not trained on.
         noise_levels: Of the noised chunks, in standard deviations of the training actions.
         policy_samples: Chunks that the policy samples at a frame; 0 leaves that ranking out.
-        policy_frames: Most frames at which it is asked.
+        policy_frames: Most frames at which it is asked, for each of its two questions.
         selection: What chooses among samples, where not as the bundle says.
         twins: Directory of another dataset of the same initial states, episode by episode, whose
             failed episodes are ranked below solved ones where the two part.
@@ -171,6 +171,9 @@ def main(config: CriticEvalConfig) -> None:
     if len(solving.frame):
         proposed = None
         if config.policy_samples > 0:
+            if len(solving.frame) > config.policy_frames:
+                drawn = generator.permutation(len(solving.frame))[: config.policy_frames]
+                solving = solving.some(np.sort(drawn))
             proposed = ask_policy(config, policy.vla, encodings, table, solving.frame, learned)
         tails = tail_errors(critic, table, solving, proposed, generator, config.resamples)
     recorded = recorded_values(critic, table, episodes)

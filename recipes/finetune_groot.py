@@ -141,12 +141,13 @@ def run_stages(config: FinetuneConfig, table: EpisodeTable, run: Run, stages: Ru
     else:
         critic = earlier_critic(output, encodings.pooled.shape[1], device)
 
+    rule = config.guidance.selection
     steps = config.guidance.n_action_steps or config.critic.horizon
     guided = ValueGuidedConfig(
         vla=vla_config,
         pooling=config.features.pooling,
-        candidates=1 if critic is None else config.guidance.candidates,
-        selection=config.guidance.selection,
+        candidates=1 if critic is None and rule.asks_critic else config.guidance.candidates,
+        selection=rule,
         speed=config.guidance.speed(),
         n_action_steps=min(steps, vla.spec.action_horizon),
         adapter=finetunes or adapter is not None,

@@ -38,7 +38,7 @@ from deas_vla.policies.groot.random_weights import SIZES, write_checkpoint
 from deas_vla.policies.vla import VLA
 from deas_vla.provenance import run_record
 from deas_vla.training.checkpoints import CheckpointConfig
-from deas_vla.training.config import FinetuneConfig
+from deas_vla.training.config import STAGES, FinetuneConfig
 from deas_vla.training.critic import train_critic
 from deas_vla.training.datasets import load_dataset
 from deas_vla.training.features import dataset_statistics, extract_features
@@ -97,6 +97,11 @@ class RehearsalConfig(FinetuneConfig):
                 "length of a chunk"
             )
         self.check()
+        if list(self.stages) != list(STAGES) or self.critic.algorithm == "qc":
+            raise DeasError(
+                f"stages {self.stages}, critic.algorithm={self.critic.algorithm}: all stages are "
+                "rehearsed, with a critic that asks no policy; leave --stages and qc out"
+            )
         gpu = torch.cuda.is_available() if self.device == "auto" else self.device == "cuda"
         device = Accelerator(cpu=not gpu).device
         # What a GPU would train in, here too: its memory is what is asked about.

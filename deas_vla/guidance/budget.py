@@ -48,8 +48,8 @@ def largest_within(
     tried = {1: cost_ms(1)}
     if tried[1] > budget_ms:
         raise DeasError(
-            f"guidance.budget_ms {budget_ms}: the base policy alone takes {tried[1]:.3g} ms; allow "
-            "more, or use fewer --policy.denoising_steps"
+            f"guidance.budget_ms {budget_ms}: the base policy alone takes {tried[1]:.3g} ms: allow "
+            "more, or bundle a policy of fewer denoising_steps"
         )
     fits, too_many = 1, most + 1
     while fits < most and too_many > most:

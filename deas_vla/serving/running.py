@@ -41,7 +41,8 @@ def make_service(config: ServeConfig, policy: ValueGuidedPolicy) -> Service:
         )
     own.speed.warm_every = 0  # the bundle's own, likewise
     policy.check_candidates(own.candidates)
-    rows = config.batch if own.speed.budget_ms == 0 else 1  # a budget is of one robot's decision
+    # A budget is of one robot's decision, which a compiled policy fills up to the batch.
+    rows = config.batch if own.speed.budget_ms == 0 or own.speed.compile else 1
     most = policy.start(blank_batch(policy.vla, rows), most)
     return Service(
         policy,

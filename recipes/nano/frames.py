@@ -84,11 +84,14 @@ def chunk_at(actions: NDArray[np.float32], step: int) -> dict[str, NDArray]:
 
 
 def in_processes(simulate: Callable[[Any, int], None], config: Any) -> None:
-    """Run ``simulate(config, worker)`` for each of ``config.workers`` processes.
+    """Run ``simulate(config, worker)`` for each of ``config.workers`` processes; the parts that
+    they save in ``config.output`` are then all that are there.
 
     Raises:
         DeasError: One of them failed.
     """
+    for part in config.output.glob("part_*.npz"):  # of an earlier run with more workers, perhaps
+        part.unlink()
     spawn = multiprocessing.get_context("spawn")  # a forked process has its parent's GL context
     workers = [spawn.Process(target=simulate, args=(config, k)) for k in range(config.workers)]
     for process in workers:

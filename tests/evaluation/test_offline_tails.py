@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from offline_cases import EVERY, G1, H, frame_critic
 from table_cases import make_table
 
@@ -19,6 +20,16 @@ def test_solving_chunks_are_those_with_success_inside() -> None:
     assert found.valid_steps.tolist() == [4, 3, 2, 1] * 2
     paid = [-(1 + G1 + G1**2), -(1 + G1), -1.0, 0.0]
     np.testing.assert_allclose(found.returns, paid * 2, rtol=1e-6)
+
+
+def test_some_of_them_are_the_same_chunks() -> None:
+    table = make_table()
+    critic = frame_critic(table)
+    every = solving_chunks(table, EVERY, RewardConfig(), critic.critic.config)
+    some = every.some(np.array([1, 6]))
+    assert (some.frame.tolist(), some.episode.tolist()) == ([6, 26], [0, 2])
+    assert some.valid_steps.tolist() == [3, 2] and torch.equal(some.chunk[1], every.chunk[6])
+    np.testing.assert_array_equal(some.returns, every.returns[[1, 6]])
 
 
 def test_errors_by_hand_for_a_critic_that_reads_the_tail() -> None:

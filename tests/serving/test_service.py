@@ -293,7 +293,9 @@ def test_one_failing_question_does_not_take_its_company_along(policy: ValueGuide
     assert isinstance(replies[1], list) and isinstance(replies[3], list)
 
 
-def test_flags_that_a_server_cannot_follow_are_refused(policy: ValueGuidedPolicy) -> None:
+def test_flags_that_a_server_cannot_follow_are_refused(
+    policy: ValueGuidedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = policy.config
     before = (own.candidates, own.speed)
     try:
@@ -304,5 +306,13 @@ def test_flags_that_a_server_cannot_follow_are_refused(policy: ValueGuidedPolicy
         own.speed = SpeedConfig(warm_every=2)  # what the bundle says for a simulator
         make_service(ServeConfig(candidates=2), policy)
         assert own.speed.warm_every == 0
+
+        measured: list[int] = []
+        monkeypatch.setattr(
+            policy, "start", lambda batch, most: measured.append(len(batch["task"])) or most
+        )
+        for speed in (SpeedOverride(budget_ms=50), SpeedOverride(budget_ms=50, compile=True)):
+            make_service(ServeConfig(candidates=2, batch=4, guidance=speed), policy)
+        assert measured == [1, 4]  # a compiled policy fills every decision up
     finally:
         own.candidates, own.speed = before

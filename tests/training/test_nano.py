@@ -158,7 +158,7 @@ def load(path: Path, robot: object) -> object:
 
 @pytest.mark.slow
 def test_a_robot_of_44_dimensions_goes_through_the_whole_recipe(
-    shared_dir: Path, tmp_path: Path
+    shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A humanoid's dataset: convert, finetune with new projectors, critic, offline report."""
     dataset = convert_v2(shared_dir / "data/robot_sim.PickNPlace", tmp_path / "gr1")
@@ -200,6 +200,14 @@ def test_a_robot_of_44_dimensions_goes_through_the_whole_recipe(
 
     offline = load_script("eval/critic.py")
     flags = [f"--bundle={output}", "--policy_frames=8", "--policy_samples=2", "--resamples=20"]
+    asked: list[int] = []
+    ask = offline.ask_policy
+    monkeypatch.setattr(
+        offline,
+        "ask_policy",
+        lambda *arguments: asked.append(len(arguments[4])) or ask(*arguments),
+    )
     offline.main(parse(offline.CriticEvalConfig, flags))
+    assert asked == [8, 8]  # samples to rank, and tails behind what solves the task
     record = json.loads((output / "eval_critic/results.json").read_text())
     assert record["rows"] and (output / "eval_critic/report.html").is_file()

@@ -1,6 +1,7 @@
 """How the nano's backbone is taught where things are: cameras, pointing, misses elsewhere."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,34 @@ def test_a_token_that_points_at_the_thing_has_no_loss(nano_scripts: object) -> N
     torch.testing.assert_close(pixels_missed(said, beside, 64)[0, 0], torch.tensor(64 * 0.02))
     unseen = torch.full_like(seen, torch.nan)
     assert pointing_loss(torch.zeros(2, 2, 16, 4), unseen) == pytest.approx(np.log(17))
+
+
+def test_no_part_of_an_earlier_run_stays(
+    nano_scripts: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made anew by fewer workers, a directory has their parts alone."""
+    import frames
+
+    for part in range(3):
+        (tmp_path / f"part_{part}.npz").touch()
+    started = []
+
+    class Process:
+        exitcode = 0
+
+        def __init__(self, target: object, args: tuple[object, int]) -> None:
+            self.worker = args[1]
+
+        def start(self) -> None:
+            started.append((self.worker, list(tmp_path.iterdir())))
+
+        def join(self) -> None: ...
+
+    monkeypatch.setattr(
+        frames.multiprocessing, "get_context", lambda _: SimpleNamespace(Process=Process)
+    )
+    frames.in_processes(lambda *_: None, SimpleNamespace(output=tmp_path, workers=2))
+    assert started == [(0, []), (1, [])]
 
 
 def test_misses_elsewhere_are_metres_too(untrained_nano: Path, nano_frames: Path) -> None:

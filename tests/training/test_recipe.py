@@ -143,8 +143,10 @@ def test_second_run_reuses_the_cache(
 def test_critic_stage_alone_keeps_the_adapter(
     bundle: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    output = recipe(tiny_dataset, tmp_path / "run", "--stages=[features,policy]")
-    assert open_bundle(output).critic is None
+    medoid = "--guidance.selection.rule=medoid"  # asks no critic: candidates stay
+    output = recipe(tiny_dataset, tmp_path / "run", "--stages=[features,policy]", medoid)
+    bundled = open_bundle(output)
+    assert bundled.critic is None and bundled.config.candidates == 16
     adapter = load_file(output / "policy/adapter_model.safetensors")
     recipe(tiny_dataset, output, "--stages=[features,critic]")
     assert open_bundle(output).critic is not None
@@ -205,6 +207,10 @@ def drop_column(root: Path, copy: Path, *columns: str) -> Path:
         (["--critic.horizon=17"], "critic chunk length 17 exceeds the policy's 16"),
         (["--guidance.n_action_steps=17"], "n_action_steps 17 exceeds the policy's chunk of 16"),
         (["--critic.horizon=0"], "critic.horizon"),
+        (
+            ["--checkpoint.load_best_at_end=true", "--dataset.holdout=0"],
+            "load_best_at_end with dataset.holdout=0",
+        ),
         (["--stages=[critics]"], "stage 'critics' is unknown"),
         (["--policy.episodes=best"], "policy.episodes 'best' is unknown"),
         (["--policy.path=/nowhere"], "policy checkpoint '/nowhere' does not exist"),

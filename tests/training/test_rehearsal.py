@@ -57,6 +57,15 @@ def test_every_stage_is_rehearsed(
         script.main(parse(script.RehearsalConfig, [*flags, "--frames=8", "--critic.horizon=8"]))
 
 
+@pytest.mark.parametrize("flag", ["--stages=[features,critic]", "--critic.algorithm=qc"])
+def test_what_is_not_rehearsed_is_refused(tiny_dataset: Path, tmp_path: Path, flag: str) -> None:
+    script = load_script("recipes/rehearse.py")
+    flags = [f"--dataset.root={tiny_dataset}", f"--output_dir={tmp_path}", "--size=nano", flag]
+    with pytest.raises(DeasError, match=r"all stages are rehearsed, .* leave --stages and qc out"):
+        script.main(parse(script.RehearsalConfig, flags))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_handful_has_both_outcomes(tiny_dataset: Path) -> None:
     table = load_episodes("test/tiny", tiny_dataset)
     few = handful(table, 10)

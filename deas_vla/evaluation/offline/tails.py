@@ -40,6 +40,12 @@ class SolvingChunks:
     valid_steps: Indices
     returns: Floats
 
+    def some(self, rows: Indices) -> "SolvingChunks":
+        """Those alone."""
+        chunk = self.chunk[torch.from_numpy(rows)]
+        others = (self.valid_steps[rows], self.returns[rows])
+        return SolvingChunks(self.frame[rows], self.episode[rows], chunk, *others)
+
 
 def solving_chunks(
     table: EpisodeTable, episodes: Indices, reward: RewardConfig, config: CriticConfig
