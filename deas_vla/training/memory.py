@@ -3,7 +3,8 @@
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +71,14 @@ def _told_by_signal(error: Exception) -> str:
 
 
 def saved_bytes(module: nn.Module, batch: dict[str, Tensor]) -> int:
-    """What autograd keeps of a forward pass besides parameters: each storage once.
+    """What a forward pass leaves for the backward one besides parameters: each storage once.
+
+    Where a part is recomputed it is what the part was handed, which autograd knows nothing of. The
+    backward pass has one such part's activations at a time on top.
 
     Args:
-        module: Whose output of ``batch`` is a loss.
+        module: Whose output of ``batch`` is a loss; a part that is recomputed has a ``forward`` of
+            its own (`VLA.gradient_checkpointing`).
         batch: On any device; on torch's meta device nothing is computed and it is counted all the
             same.
     """
@@ -86,7 +91,16 @@ def saved_bytes(module: nn.Module, batch: dict[str, Tensor]) -> int:
             kept[storage._cdata] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def handed(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        for tensor in (*args, *kwargs.values()):
+            if isinstance(tensor, Tensor):
+                keep(tensor)
+
+    recomputed = [part for part in module.modules() if "forward" in vars(part)]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), ExitStack() as ends:
+        for part in recomputed:
+            hook = part.register_forward_pre_hook(handed, with_kwargs=True)
+            ends.callback(hook.remove)
         loss = module(batch)
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del loss

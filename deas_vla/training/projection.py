@@ -26,7 +26,7 @@ class Costs:
         token_bytes: Of a frame's tokens on the disk, 0 where none are kept.
         pooled_bytes: Of its pooled feature.
         checkpoint_bytes: Of a checkpoint of policy and critic.
-        kept_bytes: What autograd keeps of a chunk.
+        kept_bytes: Of a chunk, what stays for the backward pass.
         weight_bytes: Of the network and what is trained of it, on the device.
     """
 
@@ -110,7 +110,7 @@ def _memory(costs: Costs, config: FinetuneConfig, device: torch.device) -> list[
         parts *= 2
         if parts > config.policy.batch_size:
             return [f"{said}: DOES NOT FIT {size(room)}, whatever the batch; take a larger GPU"]
-    return [
-        f"{said}: DOES NOT FIT {size(room)}; --policy.gradient_accumulation_steps={parts}, or "
-        "--policy.gradient_checkpointing=true"
-    ]
+    advice = f"--policy.gradient_accumulation_steps={parts}"
+    if not config.policy.gradient_checkpointing:
+        advice += ", or --policy.gradient_checkpointing=true"
+    return [f"{said}: DOES NOT FIT {size(room)}; {advice}"]

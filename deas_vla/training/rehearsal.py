@@ -209,7 +209,7 @@ def rehearse_policy(
     """A few updates of the policy, with ``chunks`` at once.
 
     Returns:
-        Seconds a chunk takes; what autograd keeps of a chunk; and what the weights take, with
+        Seconds a chunk takes; `saved_bytes` of a chunk; and what the weights take, with
         gradient and moments of those that are trained; bytes.
     """
     every, none = np.arange(few.num_episodes), np.zeros(0, np.int64)
@@ -223,9 +223,10 @@ def rehearse_policy(
     with closing(inputs.stream([Part(starts, None)], rehearsal.device)) as observed:
         batch = joined_batch(next(observed), policy_targets(vla, few, starts), rows)
     vla.model.train()
-    kept = saved_bytes(FlowMatching(vla), batch) // chunks
+    with vla.gradient_checkpointing(config.gradient_checkpointing):
+        kept = saved_bytes(FlowMatching(vla), batch) // chunks
     vla.model.eval()
-    print(f"  an update: {seconds:.3f} s a chunk, of which autograd keeps {kept / 1e6:.1f} MB")
+    print(f"  an update: {seconds:.3f} s a chunk, {kept / 1e6:.1f} MB for its backward pass")
     weights = sum(
         p.numel() * (BYTES_PER_TRAINED if p.requires_grad else p.element_size())
         for p in vla.model.parameters()

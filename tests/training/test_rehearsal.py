@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from recipe_cases import load_script
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deas_vla.cli import parse
 from deas_vla.data.episodes import load_episodes
 from deas_vla.errors import DeasError
 from deas_vla.training import projection as projecting
 from deas_vla.training.config import FinetuneConfig
+from deas_vla.training.memory import saved_bytes
 from deas_vla.training.projection import Costs, projection
 from deas_vla.training.rehearsal import check_room, handful
 
@@ -94,6 +98,32 @@ COSTS = Costs(
 )
 
 
+class Blocks(nn.Module):
+    """Two of them over (4, 8) numbers, then a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 100), nn.GELU(), nn.Linear(100, 8)) for _ in range(2)
+        )
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        hidden = batch["x"]
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden.mean()
+
+
+def test_what_stays_for_the_backward_pass() -> None:
+    module, batch = Blocks(), {"x": torch.randn(4, 8)}
+    hidden, wide = 4 * 8 * 4, 4 * 100 * 4  # bytes
+    # Of a block its input, and what GELU was handed and what it made.
+    assert saved_bytes(module, batch) == 2 * (hidden + 2 * wide)
+    for block in module.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    assert saved_bytes(module, batch) == 2 * hidden
+
+
 def test_what_does_not_fit_comes_with_the_flag_that_does(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +144,9 @@ def test_what_does_not_fit_comes_with_the_flag_that_does(
     gpu = torch.device("cuda")
     memory = projecting._memory(COSTS, config, gpu)[0]  # 6 + 64 x 0.2 GB, 0.9 x 16 GB there
     assert "DOES NOT FIT 14.40 GB; --policy.gradient_accumulation_steps=2" in memory
+    assert memory.endswith("=2, or --policy.gradient_checkpointing=true")
+    config.policy.gradient_checkpointing = True
+    assert projecting._memory(COSTS, config, gpu)[0].endswith("_steps=2")
     assert (
         "take a larger GPU"
         in projecting._memory(replace(COSTS, weight_bytes=20 * 10**9), config, gpu)[0]
