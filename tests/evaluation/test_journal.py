@@ -6,28 +6,41 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sim_cases import ToyMaker, ToyPlanner
 
+from deas_vla.critic.config import InferenceConfig
 from deas_vla.errors import DeasError
 from deas_vla.evaluation.engine.journal import (
     Journal,
     claim,
     finished,
+    identity,
     merge,
     run_missing,
     running_rates,
 )
 from deas_vla.evaluation.engine.trials import ERROR, Outcome, paired_trials
 from deas_vla.evaluation.engine.workers import SimulatorPool
+from deas_vla.guidance.configuration_guided import ValueGuidedConfig
+from deas_vla.policies.config import VLAConfig
 
 SCRIPT = Path(__file__).with_name("toy_evaluation.py")
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]),
 }
+
+
+@dataclass
+class ToyConfig:
+    task: str = "Toy"
+    horizon: int = 9
 
 
 def outcome(seed: int, candidates: int = 1, **fields: object) -> Outcome:
@@ -43,6 +56,28 @@ def run_toy(directory: Path, episodes: int) -> list[int]:
         run_missing(pool, trials, directory)
     merge(directory, trials)
     return planner.calls
+
+
+def test_what_makes_episodes_comparable() -> None:
+    """Each of these changes what the policy does, and so the run that would go on."""
+    vla = VLAConfig(path="base", embodiment="robosuite_panda", denoising_steps=4)
+
+    def known(vla: VLAConfig = vla, **inference: float) -> dict[str, object]:
+        policy: Any = SimpleNamespace(
+            revision=lambda: "digest",
+            config=ValueGuidedConfig(vla=vla),
+            critic=SimpleNamespace(inference=InferenceConfig(**inference)),
+        )
+        return identity(policy, ToyConfig())
+
+    assert known() == known()
+    changed = {
+        "policy.denoising_steps": known(replace(vla, denoising_steps=8)),
+        "policy.embodiment": known(replace(vla, embodiment="panda_omron")),
+        "critic.inference.eta": known(eta=0.5),
+    }
+    for name, other in changed.items():
+        assert {key for key in known() if known()[key] != other[key]} == {name}
 
 
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path) -> None:

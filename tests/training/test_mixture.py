@@ -55,6 +55,7 @@ def test_a_mixture_trains(
         "--dataset.weight=1",
         f"--dataset.extra=[{{root: {rollouts}, weight: 3}}]",
         "--critic.balance=outcome",
+        "--checkpoint.load_best_at_end=true",
     )
     # What the first dataset has in the cache stays; the other gets caches of its own.
     new = {path.name for path in cache.iterdir()} - before
@@ -79,6 +80,7 @@ def test_a_mixture_trains(
 
     def noted(*arguments: Any, shares: list[float] | None) -> Critic:
         asked.append(shares)
+        assert arguments[5].checkpoint.load_best_at_end  # as the bundle's own run had it
         return train(*arguments, shares=shares)
 
     monkeypatch.setattr(rounds, "train_critic", noted)

@@ -102,7 +102,8 @@ def test_policy(train: Train) -> None:
         assert state.group["weight_decay"] == 0.5
     assert states[1].group["lr"] > states[3].group["lr"]
     assert_weights(states[2], adam_step(states[1], states[2], 3, decay=0.5))
-    free = states[0].gradient_norm()
+    free = train("policy", "--policy.grad_clip=0")[0].gradient_norm()
+    assert free > 1 and states[0].gradient_norm() == pytest.approx(1, rel=1e-4)  # the default
     clip = f"--policy.grad_clip={free / 4}"
     assert train("policy", clip)[0].gradient_norm() == pytest.approx(free / 4, rel=1e-4)
 

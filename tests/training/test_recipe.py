@@ -342,6 +342,13 @@ def test_script_prints_one_line_and_fails(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
+def test_a_critic_of_the_backbone_before_is_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "critic").mkdir()
+    flags = ["--policy.train=[head,llm_top:1]", "--stages=[features,policy]"]
+    with pytest.raises(DeasError, match=r"critic is of the backbone before this training: train"):
+        recipe(tiny_dataset, tmp_path, *flags)
+
+
 def test_an_adapter_of_another_split_is_refused(
     bundle: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
