@@ -10,6 +10,7 @@ import draccus
 from draccus.utils import DraccusException
 
 from deas_vla.errors import DeasError
+from deas_vla.flags import help_text
 
 Config = TypeVar("Config")
 
@@ -40,7 +41,13 @@ def parse[Config](config_class: type[Config], arguments: list[str] | None = None
 
 
 def run[Config](main: Callable[[Config], Any], config_class: type[Config]) -> None:
-    """Parse the flags, run ``main``, turn a `DeasError` into one line on stderr and exit 2."""
+    """Parse the flags, run ``main``, turn a `DeasError` into one line on stderr and exit 2.
+
+    With ``--help`` print what the module of ``main`` says of itself, and every flag.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(sys.modules[main.__module__].__doc__ or "", config_class))
+        return
     try:
         main(parse(config_class))
     except DeasError as error:

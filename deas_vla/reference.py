@@ -6,18 +6,14 @@ python -m deas_vla config-reference --output docs/configuration.md
 import ast
 import importlib
 import importlib.util
-import inspect
-import re
 import sys
 import types
-import typing
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deas_vla.errors import DeasError
 from deas_vla.files import write_text
+from deas_vla.flags import flags_of
 
 # Commands of `python -m deas_vla`: where their `main` is, and their flags.
 COMMANDS = {
@@ -28,13 +24,6 @@ _ROOT = Path(__file__).parent.parent
 _FIRST = "finetune_groot"
 # Flags of what made the shipped nano checkpoint are of use to nobody else.
 _LEFT_OUT = ("recipes/nano/",)
-_KINDS = {
-    Path: "path",
-    str: "text",
-    int: "whole number",
-    float: "number",
-    bool: "true or false",
-}
 _HEAD = """# Configuration reference
 
 Written by `python -m deas_vla config-reference --output docs/configuration.md` from the commands'
@@ -54,16 +43,6 @@ class ReferenceConfig:
     """
 
     output: Path | None = None
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One flag: ``--critic.steps``, its type, its default as YAML, and what it is for."""
-
-    name: str
-    kind: str
-    default: str
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -95,76 +74,6 @@ def page(found: list[Command]) -> str:
         table = ["| flag | type | default | meaning |", "|---|---|---|---|", *rows]
         parts.append(f"## `{command.line}`\n\n{command.summary}\n\n" + "\n".join(table) + "\n")
     return "\n".join(parts)
-
-
-# ---- flags of a dataclass -----------------------------------------------------------------------
-
-
-def flags_of(config: type, prefix: str = "", values: object = None) -> Iterator[Flag]:
-    """The flags of a configuration, nested ones in their place.
-
-    Args:
-        config: A dataclass.
-        prefix: Of the names, with its dot.
-        values: The instance that stands as default of the field of this type, where there is one.
-    """
-    hints, said = typing.get_type_hints(config), meanings(config)
-    for each in fields(config):
-        kind = hints[each.name]
-        default = _default(each) if values is None else getattr(values, each.name)
-        if is_dataclass(kind):
-            assert isinstance(kind, type)
-            nested = None if default is MISSING else default
-            yield from flags_of(kind, f"{prefix}{each.name}.", nested)
-            continue
-        shown = "required" if default is MISSING else _yaml(default)
-        yield Flag(prefix + each.name, _kind(kind), shown, said.get(each.name, ""))
-
-
-def meanings(config: type) -> dict[str, str]:
-    """What the docstrings say under ``Attributes``, of the class and of those it inherits from."""
-    found: dict[str, str] = {}
-    for base in reversed(config.__mro__):
-        text = inspect.cleandoc(base.__doc__ or "")
-        _, _, lines = text.partition("Attributes:\n")
-        for entry in re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", lines, re.MULTILINE):
-            meaning = " ".join(entry[1].split()).replace("``", "`").replace("|", "\\|")
-            found[entry[0]] = meaning
-    return found
-
-
-def _default(each: Field[Any]) -> Any:
-    if each.default_factory is not MISSING:
-        return each.default_factory()
-    return each.default
-
-
-def _kind(kind: Any) -> str:
-    """A type as a user would say it."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("none" if each is type(None) else _kind(each) for each in inner)
-    if origin is typing.Literal:
-        return " or ".join(f"`{each}`" for each in inner)
-    if origin in (list, tuple):
-        return f"list of {_kind(inner[0])}"
-    if origin is dict:
-        return f"{_kind(inner[0])} to {_kind(inner[1])}"
-    if is_dataclass(kind):
-        return "{" + ", ".join(each.name for each in fields(kind)) + "}"
-    return _KINDS.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def _yaml(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_yaml(each) for each in value) + "]"
-    if isinstance(value, Path):
-        return value.as_posix()
-    return str(value) if value != "" else "''"
 
 
 def _cell(text: str) -> str:

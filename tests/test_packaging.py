@@ -29,6 +29,7 @@ from source_cases import (
 # docs/architecture.md in one table: a part imports its own layer and those below it.
 LAYERS = {
     "errors": 0,
+    "flags": 0,
     "files": 0,
     "digests": 0,
     "critic": 1,

@@ -4,7 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from deas_vla.reference import Flag, commands, flags_of, page
+import pytest
+
+from deas_vla.cli import run
+from deas_vla.flags import Flag, flags_of, help_text
+from deas_vla.reference import commands, page
 
 
 @dataclass
@@ -59,6 +63,39 @@ def test_flags_types_defaults_and_meanings() -> None:
         Flag("quick", "true or false", "false", ""),
     ]
     assert next(flags_of(Part)).default == "required"
+
+
+def test_help_is_the_command_s_words_and_every_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert help_text("Do it.\n\npython it.py", Whole, width=60).splitlines() == [
+        "Do it.",
+        "",
+        "python it.py",
+        "",
+        "Flags, as --name=value, with their defaults; each is also a",
+        "key of the YAML file that --config_path=FILE names, nested",
+        "at its dots.",
+        "",
+        "  --where=none  (path or none)",
+        "      Another place.",
+        "  --kind=this  (this or that)",
+        "      This | that.",
+        "  --part.size=64  (whole number)",
+        "      How large, in pixels.",
+        "  --part.names=[a, b]  (list of text)",
+        "      Of `both`.",
+        "  --more=[]  (list of {size, names})",
+        "      Further ones.",
+        "  --quick=false  (true or false)",
+    ]
+
+    def main(config: Whole) -> None:
+        raise AssertionError("asked for help alone")
+
+    monkeypatch.setattr("sys.argv", ["it.py", "--quick=true", "--help"])
+    run(main, Whole)
+    assert capsys.readouterr().out.startswith("The configuration reference: flags of dataclasses")
 
 
 def test_the_page_is_current_and_says_what_every_flag_is_for(repo_root: Path) -> None:

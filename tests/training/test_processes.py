@@ -123,7 +123,7 @@ def test_fsdp_trains_resumes_and_leaves_the_adapter_of_ddp(
     )
     assert "policy: weights of update 2, the best" in done.stdout
     dcp_to_torch_save(best / "pytorch_model_fsdp_0", tmp_path / "whole.pt")
-    ((_, wanted),) = torch.load(tmp_path / "whole.pt").items()
+    ((_, wanted),) = torch.load(tmp_path / "whole.pt", weights_only=True).items()
     found = load_file(output / "policy/adapter_model.safetensors")
     assert found
     for name, tensor in found.items():
